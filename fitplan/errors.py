@@ -1,0 +1,45 @@
+"""The exceptions that fitplan raises.
+
+    FitplanError
+    ├── InputError             what was asked for makes no sense, or cannot be found (exit code 2)
+    │   ├── ModelNotFound      no model under that name, id or path
+    │   ├── ModelNotSupported  the model is there, but cannot be built without running foreign code
+    │   ├── SetupConflict      two settings contradict each other
+    │   └── DeviceNotFound     no GPU under that name
+    └── MissingDependency      the answer needs a package that is not installed (exit code 2)
+
+"Does not fit" is an answer, not an error. The messages name fields, never command line flags.
+"""
+
+
+class FitplanError(Exception):
+    """Base of everything that fitplan raises on purpose. The message is one sentence for a person."""
+
+
+class InputError(FitplanError):
+    """What was asked for makes no sense: the message says what, where, and what to do."""
+
+
+class ModelNotFound(InputError):
+    """No model is known under that name, hub id or path."""
+
+
+class ModelNotSupported(InputError):
+    """The model cannot be built by the installed libraries without running foreign code."""
+
+
+class SetupConflict(InputError):
+    """Two settings contradict each other."""
+
+    def __init__(self, first: str, second: str, message: str) -> None:
+        super().__init__(message)
+        self.first = first
+        self.second = second
+
+
+class DeviceNotFound(InputError):
+    """No GPU is known under that name."""
+
+
+class MissingDependency(FitplanError):
+    """The answer needs a package that is not installed."""

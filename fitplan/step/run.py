@@ -1,0 +1,114 @@
+"""The training loop: what ``transformers.Trainer`` with accelerate does, in the order in which it does it."""
+
+import inspect
+from types import MethodType
+from typing import Any
+
+import torch
+from accelerate.utils.operations import convert_outputs_to_fp32
+from torch import nn
+from transformers import PretrainedConfig, Trainer
+
+from fitplan.phase import Phase
+from fitplan.setup import MixedPrecision, TrainingSetup
+from fitplan.step.batch import count_labels, make_batch
+from fitplan.step.job import Observer, Place
+from fitplan.step.model import task_of
+from fitplan.step.optimizer import make_optimizer
+
+MAX_GRAD_NORM = 1.0
+"""``TrainingArguments.max_grad_norm``."""
+
+_AUTOCAST_DTYPES = {MixedPrecision.BF16: torch.bfloat16, MixedPrecision.FP16: torch.float16}
+
+
+def train(
+    model: nn.Module,
+    config: PretrainedConfig,
+    setup: TrainingSetup,
+    place: Place,
+    observe: Observer,
+    *,
+    steps: int = 2,
+    micro_batches: int | None = None,
+) -> None:
+    """Run ``steps`` optimizer steps on synthetic batches.
+
+    Optimizer states exist from the end of the first step on, so two steps show every state that later steps repeat.
+    ``micro_batches`` caps how many of the micro-batches of a step are run; all of them are on the device, as with
+    ``Trainer``, which fetches the whole step's batches first.
+    """
+    observe(Phase.PREPARE)
+    optimizer = make_optimizer(model, setup, place)
+    _wrap_forward(model, setup, place)
+    task = task_of(config, setup)
+    scale = torch.full((), 2.0**16, device=place.device) if setup.mixed_precision is MixedPrecision.FP16 else None
+    takes_count = _takes_loss_kwargs(model)
+    total_loss = torch.tensor(0.0, device=place.device)
+    accumulation = setup.gradient_accumulation_steps
+    for _ in range(steps):
+        observe(Phase.FORWARD)
+        batches = [make_batch(config, task, setup, place.device) for _ in range(accumulation)]
+        extra: dict[str, Any] = {}
+        if takes_count:
+            extra["num_items_in_batch"] = count_labels(task, batches)
+        for inputs in batches[: micro_batches or accumulation]:
+            observe(Phase.FORWARD)
+            loss = _compute_loss(model, inputs, extra)
+            if not takes_count:
+                loss = loss / accumulation
+            observe(Phase.BACKWARD)
+            (loss if scale is None else loss * scale).backward()
+            total_loss += loss.detach()
+            del loss
+        observe(Phase.CLIP)
+        if scale is not None:
+            _unscale(optimizer, scale)
+        torch.nn.utils.clip_grad_norm_(list(model.parameters()), MAX_GRAD_NORM)
+        observe(Phase.OPTIMIZER)
+        optimizer.step()
+        observe(Phase.ZERO_GRAD)
+        model.zero_grad()
+        del batches, inputs, extra
+
+
+def _compute_loss(model: nn.Module, inputs: dict[str, torch.Tensor], extra: dict[str, Any]) -> torch.Tensor:
+    """``Trainer.compute_loss``: the outputs, logits among them, are dropped before backward starts."""
+    outputs = model(**inputs, **extra)
+    loss: torch.Tensor = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
+    return loss
+
+
+def _wrap_forward(model: nn.Module, setup: TrainingSetup, place: Place) -> None:
+    """``Accelerator.prepare_model``: autocast around the forward, outputs converted to float32."""
+    if setup.mixed_precision is MixedPrecision.NO:
+        return
+    assert setup.mixed_precision is not None
+    autocast = torch.autocast(device_type=place.kernels, dtype=_AUTOCAST_DTYPES[setup.mixed_precision])
+    forward = model.forward.__func__  # type: ignore[attr-defined]
+    model.forward = MethodType(autocast(forward), model)  # type: ignore[method-assign]
+    model.forward = MethodType(convert_outputs_to_fp32(model.forward.__func__), model)  # type: ignore[method-assign]
+
+
+def _takes_loss_kwargs(model: nn.Module) -> bool:
+    """Whether this ``Trainer`` passes the number of labels of the whole step to the model's loss (since 4.46)."""
+    if not hasattr(Trainer, "get_batch_samples"):
+        return False
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if hasattr(base, "accepts_loss_kwargs"):
+        return bool(base.accepts_loss_kwargs)
+    parameters = inspect.signature(base.forward).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _unscale(optimizer: torch.optim.Optimizer, scale: torch.Tensor) -> None:
+    """``GradScaler.unscale_``: in place, one flag and one inverse scale on the device."""
+    found_inf = torch.full((), 0.0, device=scale.device)
+    inverse = scale.double().reciprocal().float()
+    gradients: dict[torch.dtype, list[torch.Tensor]] = {}
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if param.grad is not None:
+                gradients.setdefault(param.grad.dtype, []).append(param.grad)
+    for same_dtype in gradients.values():
+        torch._amp_foreach_non_finite_check_and_unscale_(same_dtype, found_inf, inverse)

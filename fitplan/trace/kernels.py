@@ -1,0 +1,278 @@
+"""What the GPU's kernels do that the meta device does not show.
+
+Three kinds of rules, each with its source:
+- operators that PyTorch resolves differently on CUDA (attention);
+- operators whose kernels take scratch memory from the caching allocator while they run;
+- operators that have no meta kernel at all, or one that hides what the CUDA one allocates.
+
+Scratch is written as what it is: tensors that are allocated before the operator returns and dropped with it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fitplan.trace import values
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the choice of kernels depends on.
+
+    Attributes:
+        capability: CUDA compute capability, e.g. (9, 0).
+        multiprocessors: number of streaming multiprocessors.
+    """
+
+    capability: tuple[int, int] = (8, 0)
+
+    @property
+    def cublas_workspace(self) -> int:
+        """Bytes of the workspace that every cuBLAS handle keeps.
+
+        Source: pytorch ``aten/src/ATen/cuda/CublasHandlePool.cpp``, ``getChosenWorkspaceSize``: 4096 KiB x 8 on compute
+        capability 9, 10 and 12, else 4096 KiB x 2 + 16 KiB x 8.
+        """
+        return 32 * 2**20 if self.capability[0] in (9, 10, 12) else 2 * 4096 * 1024 + 8 * 16 * 1024
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def scaled_dot_product_attention(
+    gpu: Gpu | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """The operator with the backend that CUDA (``gpu``) or the CPU (``None``) would choose.
+
+    Source: pytorch ``aten/src/ATen/native/transformers/attention.cpp`` and ``cuda/sdp_utils.cpp``. Where both apply cuDNN
+    (first choice on compute capability 9.0 and 10 since cuDNN 9.15.1) and flash save the same tensors; flash is traced.
+    """
+    if gpu is None:
+        return _cpu_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    same_heads = query.shape[1] == key.shape[1]
+    sm80 = gpu.capability >= (8, 0)
+    if attn_mask is None and half and sm80 and query.shape[-1] <= 256 and (same_heads or enable_gqa):
+        return _flash(query, key, value, dropout_p, is_causal, scale)
+    aligned = query.shape[-1] % (8 if half else 4 if sm80 else 1) == 0 and value.shape[-1] % (8 if half else 4) == 0
+    if same_heads and aligned and (sm80 or query.dtype is not torch.bfloat16):
+        return _memory_efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    return _math(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+def _flash(query: Any, key: Any, value: Any, dropout_p: float, is_causal: bool, scale: float | None) -> torch.Tensor:
+    width = query.shape[-1]
+    if width % 8:
+        scale = scale if scale is not None else width**-0.5
+        query, key, value = (torch.nn.functional.pad(t, (0, 8 - width % 8)) for t in (query, key, value))
+    output = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+    return output[..., :width] if width % 8 else output
+
+
+def _memory_efficient(
+    query: Any, key: Any, value: Any, mask: Any, dropout_p: float, is_causal: bool, scale: float | None
+) -> torch.Tensor:
+    if mask is not None:
+        if mask.dtype is torch.bool:
+            mask = torch.where(mask, 0.0, float("-inf")).to(query.dtype)
+        if mask.shape[-1] % 8:  # the kernel wants aligned rows: a padded copy, sliced back
+            mask = torch.nn.functional.pad(mask, (0, 8 - mask.shape[-1] % 8))[..., : mask.shape[-1]]
+        mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    needs_lse = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    return aten._scaled_dot_product_efficient_attention(
+        query, key, value, mask, needs_lse, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+def _math(
+    query: Any, key: Any, value: Any, mask: Any, dropout_p: float, is_causal: bool, scale: float | None, gqa: bool
+) -> torch.Tensor:
+    if mask is not None and mask.dtype is torch.bool:
+        mask = torch.where(mask, 0.0, float("-inf")).to(query.dtype)
+    output: torch.Tensor = aten._scaled_dot_product_attention_math(
+        query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=gqa
+    )[0]
+    return output
+
+
+def _cpu_attention(
+    query: Any, key: Any, value: Any, mask: Any, dropout_p: float, is_causal: bool, scale: float | None, gqa: bool
+) -> torch.Tensor:
+    """Source: pytorch ``aten/src/ATen/native/transformers/sdp_utils_cpp.cpp``, ``use_flash_attention_cpp``."""
+    half_mismatch = mask is not None and mask.dtype not in (torch.bool, torch.float32, query.dtype)
+    mask_needs_grad = mask is not None and mask.requires_grad
+    same_heads = query.shape[1] == key.shape[1] or gqa
+    if dropout_p == 0.0 and not half_mismatch and not mask_needs_grad and same_heads and query.shape[-1] == value.shape[-1]:
+        if mask is not None and mask.dtype is torch.bool:
+            mask = torch.where(mask, 0.0, float("-inf")).to(query.dtype)
+        output: torch.Tensor = aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
+        )[0]
+        return output
+    return _math(query, key, value, mask, dropout_p, is_causal, scale, gqa)
+
+
+# --- scratch ----------------------------------------------------------------------------------------------------------
+
+
+def flash_backward_scratch(query: torch.Tensor, key: torch.Tensor) -> list[torch.Tensor]:
+    """What the flash backward allocates beside its results, for tensors of [batch, heads, length, width].
+
+    Source: pytorch ``aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp``, ``mha_bwd`` (the same in the
+    flash-attn package, ``csrc/flash_attn/flash_api.cpp``): softmax_d and dq_accum in float32 with rounded shapes; with
+    grouped queries, dk and dv for every query head.
+    """
+    batch, heads, length, width = query.shape
+    rows, columns = _round_up(length, 128), _round_up(width, 32 if width <= 128 else 64)
+    scratch = [
+        query.new_empty((batch, heads, rows), dtype=torch.float32),
+        query.new_empty((batch, rows, heads, columns), dtype=torch.float32),
+    ]
+    if key.shape[1] != heads:
+        scratch += [key.new_empty((batch, key.shape[2], heads, width)) for _ in range(2)]
+    return scratch
+
+
+def efficient_backward_scratch(query: torch.Tensor) -> list[torch.Tensor]:
+    """What the memory-efficient backward allocates beside its results.
+
+    Source: pytorch ``aten/src/ATen/native/transformers/cuda/attention_backward.cu``: delta, and a float32 workspace for
+    the query gradient in tiles of 64 or 128 rows (``mem_eff_attention/kernel_backward.h``).
+    """
+    batch, heads, length, width = query.shape
+    tile = 64 if width <= 64 else 128
+    return [
+        query.new_empty((batch, heads, length), dtype=torch.float32),
+        query.new_empty((batch, heads, _round_up(length, tile), _round_up(width, tile)), dtype=torch.float32),
+    ]
+
+
+def _flash_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
+    scratch = flash_backward_scratch(args[1], args[2])
+    output = func(*args, **kwargs)
+    del scratch
+    return output
+
+
+def _efficient_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
+    scratch = efficient_backward_scratch(args[1])
+    output = func(*args, **kwargs)
+    del scratch
+    return output
+
+
+def _embedding_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
+    """Source: pytorch ``aten/src/ATen/native/cuda/Embedding.cu`` and ``EmbeddingBackwardKernel.cu``: beyond 3072 indices
+    they are sorted (keys and positions, in and out), and segments of ten rows are summed in float32."""
+    gradient, indices = args[0], args[1]
+    count = indices.numel()
+    output = func(*args, **kwargs)
+    if count > 3072:
+        scratch = [indices.new_empty((count,)) for _ in range(4)]
+        scratch.append(gradient.new_empty((_round_up(count, 10) // 10, gradient.shape[-1]), dtype=torch.float32))
+        del scratch
+    return output
+
+
+# --- bitsandbytes -----------------------------------------------------------------------------------------------------
+
+_FUSED_UP_TO = 4
+_FUSED_NEVER_ABOVE = 1536
+
+
+def _gemm_4bit(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
+    """The 4-bit product: for training shapes the weight is dequantised in full and dropped after the product.
+
+    Source: bitsandbytes ``backends/cuda/ops.py``, ``gemm_4bit`` and ``_gemm_4bit_use_custom_cuda``.
+    """
+    rows, (out_features, in_features) = args[0].numel() // args[0].shape[-1], args[2]
+    if _fused_4bit(gpu, args[0].dtype, rows, out_features, in_features, args[4]):
+        return func(*args, **kwargs)
+    from bitsandbytes.backends.default.ops import _gemm_4bit_default_impl
+
+    return _gemm_4bit_default_impl(*args, **kwargs)
+
+
+def _fused_4bit(gpu: Gpu, dtype: torch.dtype, rows: int, n: int, k: int, blocksize: int) -> bool:
+    if rows > _FUSED_NEVER_ABOVE or k % blocksize:
+        return False
+    if rows <= _FUSED_UP_TO:
+        return True
+    return False
+
+
+Kernel = Callable[[Gpu, Any, Any, Any], Any]
+
+
+def cuda_kernels() -> dict[Any, Kernel]:
+    """The operators that are run by a rule of this module instead of by their own meta kernel."""
+    table: dict[Any, Kernel] = {
+        aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+        aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
+        aten.embedding_dense_backward.default: _embedding_backward,
+    }
+    if hasattr(torch.ops.bitsandbytes, "gemm_4bit"):
+        table[torch.ops.bitsandbytes.gemm_4bit.default] = _gemm_4bit
+    return table
+
+
+# --- questions --------------------------------------------------------------------------------------------------------
+
+
+def _scalar(func: Any, args: Any, kwargs: Any) -> Any:
+    return values.answer(args[0], "a number").item()
+
+
+def _nonzero(func: Any, args: Any, kwargs: Any) -> torch.Tensor:
+    return _with_value(args[0], values.answer(args[0], "the positions").nonzero())
+
+
+def _masked_index(func: Any, args: Any, kwargs: Any) -> torch.Tensor:
+    """Indexing by a boolean mask: CUDA first turns the mask into positions (pytorch ``IndexingUtils.h``)."""
+    indices: list[Any] = []
+    for index in args[1]:
+        if isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8):
+            positions = _with_value(index, values.answer(index, "the positions").nonzero())
+            indices += list(positions.unbind(1))
+        else:
+            indices.append(index)
+    return func(args[0], indices, *args[2:], **kwargs)
+
+
+def _with_value(like: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return values.know(like.new_empty(value.shape, dtype=value.dtype), value)
+
+
+def _has_mask(args: Any) -> bool:
+    return any(isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+
+
+def question(func: Any, args: Any) -> Callable[[Any, Any, Any], Any] | None:
+    """The rule for an operator whose result depends on values, or ``None``."""
+    if func is aten._local_scalar_dense.default:
+        return _scalar if args[0].is_meta else None
+    if func is aten.nonzero.default:
+        return _nonzero if args[0].is_meta else None
+    if func in _INDEXING and args[0].is_meta and _has_mask(args):
+        return _masked_index
+    return None
+
+
+_INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}

@@ -1,0 +1,93 @@
+"""The meta device, playing the GPU."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fitplan.trace import values
+from fitplan.trace.autocast import autocast_on_meta
+from fitplan.trace.flash_attn import flash_attn_package
+from fitplan.trace.kernels import Gpu, cuda_kernels, question, scaled_dot_product_attention
+from fitplan.trace.recorder import Recorder
+from fitplan.trace.events import Category
+
+aten = torch.ops.aten
+
+
+class _MetaKernels(TorchDispatchMode):
+    """Runs the rules of :mod:`fitplan.trace.kernels`, and keeps the values of integer tensors."""
+
+    def __init__(self, gpu: Gpu | None) -> None:
+        super().__init__()
+        self._gpu = gpu
+        self._kernels = cuda_kernels() if gpu is not None else {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        kernel = self._kernels.get(func)
+        if kernel is not None and self._gpu is not None:
+            return kernel(self._gpu, func, args, kwargs)
+        rule = question(func, args)
+        if rule is not None:
+            return rule(func, args, kwargs)
+        if func is aten._to_copy.default and kwargs.get("device") == torch.device("meta"):
+            output = func(*args, **kwargs)
+            return values.know(output, args[0].to(output.dtype)) if _worth_knowing(args[0]) else output
+        output = func(*args, **kwargs)
+        values.follow(func, args, kwargs, output)
+        return output
+
+
+def _worth_knowing(tensor: torch.Tensor) -> bool:
+    return not tensor.is_meta and not tensor.is_floating_point() and tensor.numel() <= values.MAX_ELEMENTS
+
+
+@contextmanager
+def meta_device(gpu: Gpu | None) -> Iterator[None]:
+    """Inside, meta tensors are treated as tensors on ``gpu`` are; ``None`` stands for the CPU."""
+    with ExitStack() as stack:
+        stack.enter_context(autocast_on_meta("cuda" if gpu else "cpu"))
+        stack.enter_context(_attention(gpu))
+        stack.enter_context(_patched_libraries(gpu))
+        stack.enter_context(flash_attn_package())
+        stack.enter_context(_MetaKernels(gpu))
+        yield
+
+
+@contextmanager
+def _attention(gpu: Gpu | None) -> Iterator[None]:
+    """The operator picks its backend below autograd and above the device; that is where ours is put."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("scaled_dot_product_attention", partial(scaled_dot_product_attention, gpu), "AutogradMeta")
+    try:
+        yield
+    finally:
+        library._destroy()
+
+
+@contextmanager
+def _patched_libraries(gpu: Gpu | None) -> Iterator[None]:
+    """The places where libraries look at the device's name instead of at what it can do."""
+    import torch.utils._foreach_utils as foreach
+    import torch.utils.checkpoint as checkpoint
+
+    device_type = "cuda" if gpu else "cpu"
+    infer, fused = checkpoint._infer_device_type, foreach._get_fused_kernels_supported_devices
+    checkpoint._infer_device_type = lambda *args: device_type
+    foreach._get_fused_kernels_supported_devices = lambda: [*fused(), "meta"]
+    modules = [sys.modules[name] for name in ("torch.optim.optimizer", "torch.optim.adam", "torch.optim.adamw") if name in sys.modules]
+    patched = [m for m in modules if hasattr(m, "_get_fused_kernels_supported_devices")]
+    for module in patched:
+        module._get_fused_kernels_supported_devices = foreach._get_fused_kernels_supported_devices
+    try:
+        yield
+    finally:
+        checkpoint._infer_device_type = infer
+        foreach._get_fused_kernels_supported_devices = fused
+        for module in patched:
+            module._get_fused_kernels_supported_devices = fused

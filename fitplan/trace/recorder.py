@@ -1,0 +1,263 @@
+"""The recorder: follows every storage on one device from birth to release."""
+
+import bisect
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fitplan.phase import Phase
+from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, layer_of_path
+
+_PEFT_PREFIX = "base_model.model."
+
+
+class Recorder(TorchDispatchMode):
+    """Writes a :class:`Trace` of what the operators allocate on ``device`` while it is active.
+
+    It watches storages, not tensors: a view allocates nothing, and memory is released when its last view is gone. The
+    program that is recorded says what it is doing (:meth:`enter`); :meth:`watch` adds the model, for owners, layers
+    and categories.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.trace = Trace()
+        self._device = device
+        self._live: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._moment = Moment(Phase.LOAD)
+        self._moments: dict[Moment, Moment] = {}
+        self._paths: dict[int, str] = {}
+        self._layers: dict[int, Layer] = {}
+        self._head: int = 0
+        self._calls: list[str] = []
+        self._owner = ""
+        self._in_layer = 0
+        self._spans: list[int] = []
+        self._span_owners: list[str] = []
+        self._phase_births: list[int] = []
+        self._recomputed: list[int] = []
+
+    # --- what the program says ---------------------------------------------------------------------------------------
+
+    def enter(self, phase: Phase, owner: str = "") -> None:
+        """The program goes into ``phase``, or goes on with it for another ``owner``."""
+        before = self._moment
+        if phase is not before.phase:
+            self._leave_phase(before.phase)
+        step = before.step + (phase is Phase.FORWARD and before.phase is Phase.ZERO_GRAD)
+        layer = layer_of_path(owner) if owner else None
+        self._owner = owner
+        self._set_moment(Moment(phase, "loss" if phase is Phase.BACKWARD else "", layer, step))
+
+    def _leave_phase(self, phase: Phase) -> None:
+        """What a phase leaves behind tells what it was for."""
+        kept = {Phase.FORWARD: Category.ACTIVATIONS, Phase.OPTIMIZER: Category.OPTIMIZER_STATES}.get(phase)
+        if kept is not None:
+            self._keep(self._phase_births, kept)
+        self._phase_births = []
+
+    def _keep(self, births: list[int], category: Category) -> None:
+        alive = {number for _, number in self._live.values()}
+        for number in births:
+            allocation = self.trace.allocations[number]
+            if number in alive and allocation.category is Category.TEMPORARIES:
+                allocation.category = category
+
+    def _set_moment(self, moment: Moment) -> None:
+        self._moment = self._moments.setdefault(moment, moment)
+
+    def _at(self, part: str, layer: Layer | None) -> None:
+        if (part, layer) != (self._moment.part, self._moment.layer):
+            self._set_moment(Moment(self._moment.phase, part, layer, self._moment.step))
+
+    # --- what the model is -------------------------------------------------------------------------------------------
+
+    def watch(self, model: nn.Module) -> None:
+        """Learn the module paths and layers, and label what is loaded."""
+        for path, module in model.named_modules():
+            path = path.removeprefix(_PEFT_PREFIX)
+            self._paths[id(module)] = path
+            layer = layer_of_path(path)
+            if layer is not None and path == f"{layer.stack}.{layer.index}":
+                self._layers[id(module)] = layer
+                self.trace.stacks[layer.stack] = max(layer.index + 1, self.trace.stacks.get(layer.stack, 0))
+        self._head = id(_head_of(model))
+        for path, param in model.named_parameters():
+            self._watch_parameter(path.removeprefix(_PEFT_PREFIX), param)
+        for path, buffer in model.named_buffers():
+            self._label(buffer, Category.BASE_WEIGHTS, path.removeprefix(_PEFT_PREFIX))
+
+    def _watch_parameter(self, path: str, param: torch.Tensor) -> None:
+        adapter = ".lora_" in path or ".modules_to_save." in path
+        category = Category.ADAPTER_WEIGHTS if adapter else Category.BASE_WEIGHTS
+        for tensor in (param, *_quantisation_tensors(param)):
+            self._label(tensor, category, path)
+        if param.requires_grad:
+
+            def label_gradient(parameter: torch.Tensor) -> None:
+                self._label(parameter.grad, Category.GRADIENTS, path)
+
+            param.register_post_accumulate_grad_hook(label_gradient)
+
+    def _label(self, tensor: torch.Tensor | None, category: Category, owner: str) -> None:
+        allocation = self._allocation_of(tensor)
+        if allocation is not None:
+            allocation.category, allocation.owner = category, owner
+            allocation.layer = layer_of_path(owner)
+
+    def _allocation_of(self, tensor: Any) -> Allocation | None:
+        if not isinstance(tensor, torch.Tensor) or tensor.device.type != self._device:
+            return None
+        found = self._live.get(tensor.untyped_storage()._cdata)
+        return self.trace.allocations[found[1]] if found else None
+
+    # --- where the program is ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def module_calls(self) -> Iterator[None]:
+        """Inside, calls of the watched modules are seen."""
+        call = nn.Module.__call__
+
+        def seen(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            path = self._paths.get(id(module))
+            if path is None:
+                return call(module, *args, **kwargs)
+            layer = self._layers.get(id(module))
+            self._enter_module(module, path, layer)
+            try:
+                output = call(module, *args, **kwargs)
+            finally:
+                self._leave_module(module, layer)
+            if layer is not None and self._moment.phase is Phase.FORWARD:
+                self._await_backward(output, layer)
+            return output
+
+        nn.Module.__call__ = seen  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = call  # type: ignore[method-assign]
+
+    def _enter_module(self, module: nn.Module, path: str, layer: Layer | None) -> None:
+        self._calls.append(path)
+        self._span(path)
+        if self._moment.phase is Phase.BACKWARD:
+            self._at("recompute", layer or self._moment.layer)
+        elif layer is not None:
+            self._at("layer", layer)
+        elif id(module) == self._head:
+            self._at("loss", None)
+        elif not self._in_layer and self._moment.part != "loss":
+            self._at("", None)
+        self._in_layer += layer is not None
+
+    def _leave_module(self, module: nn.Module, layer: Layer | None) -> None:
+        self._calls.pop()
+        self._in_layer -= layer is not None
+        after_head = self._moment.part == "loss" and not self._in_layer
+        self._span("loss" if after_head else self._calls[-1] if self._calls else "")
+        if self._moment.phase is Phase.BACKWARD and not self._calls:
+            self._keep(self._recomputed, Category.ACTIVATIONS)
+            self._recomputed = []
+            self._at("layer", self._moment.layer)
+
+    def _await_backward(self, output: Any, layer: Layer) -> None:
+        """The gradient of a layer's output is complete exactly when the layer's own backward begins."""
+        tensor = output[0] if isinstance(output, tuple | list) else output
+        if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+            tensor.register_hook(lambda _: self._at("layer", layer))
+
+    def _span(self, owner: str) -> None:
+        """From here on autograd nodes belong to ``owner``; backward looks them up by their sequence number."""
+        self._spans.append(torch.autograd._get_sequence_nr())
+        self._span_owners.append(owner)
+
+    def _current_owner(self) -> str:
+        if self._calls:
+            return "loss" if self._calls[-1] == "" and self._moment.part == "loss" else self._calls[-1]
+        if self._moment.phase is Phase.BACKWARD:
+            node = torch._C._current_autograd_node()
+            if node is not None:
+                place = bisect.bisect_right(self._spans, node._sequence_nr()) - 1
+                return self._span_owners[place] if 0 <= place < len(self._spans) else ""
+        return self._owner
+
+    # --- what the operators do ---------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, torch.Tensor):
+            self._see(output, func, args)
+        elif isinstance(output, tuple | list):
+            sources = args[0] if args and isinstance(args[0], list) and len(args[0]) == len(output) else None
+            for place, item in enumerate(output):
+                if isinstance(item, torch.Tensor):
+                    self._see(item, func, (sources[place],) if sources else args)
+        return output
+
+    def _see(self, tensor: torch.Tensor, func: Any, args: Any) -> None:
+        if tensor.device.type != self._device:
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live:
+            return
+        allocation = self._describe(storage.nbytes(), func, args)
+        number = self.trace.born(allocation, self._moment)
+        self._live[key] = (weakref.ref(storage, lambda _: self._release(key)), number)
+        self._phase_births.append(number)
+        if self._moment.part == "recompute":
+            self._recomputed.append(number)
+
+    def _describe(self, size: int, func: Any, args: Any) -> Allocation:
+        owner, layer = self._current_owner(), self._moment.layer
+        if layer is None and self._moment.phase in (Phase.PREPARE, Phase.CLIP, Phase.OPTIMIZER):
+            source = self._allocation_of(args[0]) if args else None
+            if source is not None:
+                owner, layer = source.owner, source.layer
+        in_loss = owner == "loss" or (self._moment.part == "loss" and self._moment.phase is Phase.FORWARD)
+        loss = in_loss or (self._moment.part == "loss" and owner == self._paths.get(self._head, "loss"))
+        category = Category.LOGITS_AND_LOSS if loss else Category.TEMPORARIES
+        return Allocation(size, category, owner, str(func), layer)
+
+    def _release(self, key: int) -> None:
+        _, number = self._live.pop(key)
+        self.trace.released(number, self._moment)
+
+    def finish(self) -> Trace:
+        """The trace; births that carry no layer in a phase that goes through parameters get that of the next one."""
+        self._leave_phase(self._moment.phase)
+        following: Layer | None = None
+        moment: Moment | None = None
+        for event, at in zip(reversed(self.trace.events), reversed(self.trace.moments), strict=True):
+            if event < 0:
+                continue
+            if at is not moment:
+                following, moment = None, at
+            allocation = self.trace.allocations[event]
+            if allocation.layer is not None or allocation.owner:
+                following = allocation.layer
+            elif at.phase in (Phase.PREPARE, Phase.CLIP, Phase.OPTIMIZER):
+                allocation.layer = following
+        return self.trace
+
+
+def _head_of(model: nn.Module) -> nn.Module | None:
+    """The module whose output is the logits."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    return head if head is not None else list(base.children())[-1]
+
+
+def _quantisation_tensors(param: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that come with a bitsandbytes weight: scales, nested scales, code tables, offset."""
+    state = getattr(param, "quant_state", None)
+    for holder in (state, getattr(state, "state2", None), param):
+        for value in vars(holder).values() if holder is not None else ():
+            if isinstance(value, torch.Tensor) and value is not param.grad:
+                yield value

@@ -1,0 +1,41 @@
+"""Bytes as text, and text as bytes. Nothing else in fitplan writes or reads a size."""
+
+import re
+
+from fitplan.errors import InputError
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+
+_FACTORS = {
+    "": 1,
+    "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+    "ki": KIB, "mi": MIB, "gi": GIB, "ti": 2**40,
+}  # fmt: skip
+
+
+def gib(size: int) -> str:
+    """``size`` bytes as text in GiB (2**30 bytes), or MiB below 0.1 GiB: ``"6.50 GiB"``."""
+    if abs(size) < GIB // 10:
+        return f"{size / MIB:.1f} MiB"
+    return f"{size / GIB:.2f} GiB"
+
+
+def count(number: int) -> str:
+    """A number of parameters as text, in powers of ten: ``"8.03 B"``, ``"41.94 M"``."""
+    for limit, suffix in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= limit:
+            return f"{number / limit:.2f} {suffix}"
+    return str(number)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``"24GiB"`` (24 * 2**30), ``"24GB"`` (24 * 10**9), ``"24G"`` (as GB) or ``"25769803776"``.
+
+    Raises:
+        InputError: the text is not a positive size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text, flags=re.IGNORECASE)
+    size = round(float(match[1]) * _FACTORS[(match[2] or "").lower()]) if match else 0
+    if size <= 0:
+        raise InputError(f"{text!r} is no memory size; write it like 24GiB or 24GB")
+    return size
