@@ -80,35 +80,47 @@ def model_class(config: PretrainedConfig, task: Task) -> type[PreTrainedModel]:
     return found[0] if isinstance(found, list | tuple) else found
 
 
-def build_model(config: PretrainedConfig, setup: TrainingSetup, place: Place, observe: Observer) -> nn.Module:
-    """The model as it stands when training starts: weights on ``place.device``, adapters in, modes set.
+def build_skeleton(config: PretrainedConfig, setup: TrainingSetup, place: Place) -> PreTrainedModel:
+    """The model without weights: parameters on the meta device, whatever the place; quantised layers in.
+
+    Raises:
+        ModelNotSupported: transformers cannot build this config.
+    """
+    model = _architecture(config, setup)
+    if setup.method is Method.QLORA:
+        _replace_linear_layers(model, setup, place)
+    return model
+
+
+def load_model(
+    model: PreTrainedModel, config: PretrainedConfig, setup: TrainingSetup, place: Place, observe: Observer
+) -> nn.Module:
+    """The skeleton as it stands when training starts: weights on ``place.device``, adapters in, modes set.
 
     Follows what ``from_pretrained`` with a ``BitsAndBytesConfig``, ``prepare_model_for_kbit_training``,
     ``get_peft_model`` and ``Trainer`` with ``gradient_checkpointing=True`` do, in that order. Weights are random.
 
     Raises:
-        ModelNotSupported: transformers cannot build this config.
         InputError: a target module is not in the model.
     """
     observe(Phase.LOAD)
-    model = _skeleton(config, setup)
-    if setup.method is Method.QLORA:
-        _replace_linear_layers(model, setup, place)
     _load_weights(model, setup, place.device, observe)
     observe(Phase.PREPARE)
     if setup.method is not Method.FULL:
-        model = _add_adapters(model, config, setup)
-    model.train()
+        trained = _add_adapters(model, config, setup)
+    else:
+        trained = model
+    trained.train()
     if setup.gradient_checkpointing:
-        _enable_checkpointing(model, setup)
-    model.config.use_cache = False
-    return model
+        _enable_checkpointing(trained, setup)
+    trained.config.use_cache = False
+    return trained
 
 
 # --- the architecture -------------------------------------------------------------------------------------------------
 
 
-def _skeleton(config: PretrainedConfig, setup: TrainingSetup) -> PreTrainedModel:
+def _architecture(config: PretrainedConfig, setup: TrainingSetup) -> PreTrainedModel:
     """The model with its parameters on the meta device and its buffers, which are computed, on the CPU."""
     task = task_of(config, setup)
     if setup.num_labels is not None:

@@ -112,6 +112,7 @@ def _patched_autocast(device_type: str, cache: _WeightCache) -> Iterator[None]:
     autocast = torch.amp.autocast_mode.autocast
     plain_init, plain_clear = autocast.__init__, torch.clear_autocast_cache
     unavailable, bf16 = torch.cuda.amp.common.amp_definitely_not_available, torch.cuda.is_bf16_supported
+    enabled, get_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
 
     def init(self: Any, device_type_: str, *args: Any, **kwargs: Any) -> None:
         plain_init(self, device_type if device_type_ == "meta" else device_type_, *args, **kwargs)
@@ -123,7 +124,12 @@ def _patched_autocast(device_type: str, cache: _WeightCache) -> Iterator[None]:
         plain_clear()
         cache.clear()
 
+    def means(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (device_type,) if args == ("meta",) else args
+
     autocast.__init__ = init_by_name  # type: ignore[method-assign]
+    torch.is_autocast_enabled = lambda *args: enabled(*means(args))
+    torch.get_autocast_dtype = lambda *args: get_dtype(*means(args))
     torch.clear_autocast_cache = clear
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
@@ -132,6 +138,7 @@ def _patched_autocast(device_type: str, cache: _WeightCache) -> Iterator[None]:
     finally:
         autocast.__init__ = plain_init  # type: ignore[method-assign]
         torch.clear_autocast_cache = plain_clear
+        torch.is_autocast_enabled, torch.get_autocast_dtype = enabled, get_dtype
         torch.cuda.amp.common.amp_definitely_not_available = unavailable
         torch.cuda.is_bf16_supported = bf16
 

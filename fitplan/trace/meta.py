@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fitplan.trace import values
 from fitplan.trace.autocast import autocast_on_meta
-from fitplan.trace.flash_attn import flash_attn_package
 from fitplan.trace.kernels import Gpu, cuda_kernels, question, scaled_dot_product_attention
 from fitplan.trace.recorder import Recorder
 from fitplan.trace.events import Category
@@ -54,7 +53,6 @@ def meta_device(gpu: Gpu | None) -> Iterator[None]:
         stack.enter_context(autocast_on_meta("cuda" if gpu else "cpu"))
         stack.enter_context(_attention(gpu))
         stack.enter_context(_patched_libraries(gpu))
-        stack.enter_context(flash_attn_package())
         stack.enter_context(_MetaKernels(gpu))
         yield
 
