@@ -95,6 +95,7 @@ class Allocation:
         owner: path of the module or parameter that asked for it.
         op: the operator that returned it.
         layer: the layer in whose stretch it was born.
+        parts: for a tensor that joins one of each layer (a stack of gradient norms, say), the bytes of each.
     """
 
     size: int
@@ -102,6 +103,7 @@ class Allocation:
     owner: str
     op: str
     layer: Layer | None = None
+    parts: dict[Layer | None, int] | None = None
 
 
 @dataclass(slots=True)

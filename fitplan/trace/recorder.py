@@ -41,6 +41,7 @@ class Recorder(TorchDispatchMode):
         self._span_owners: list[str] = []
         self._phase_births: list[int] = []
         self._recomputed: list[int] = []
+        self._recording = True
 
     # --- what the program says ---------------------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ class Recorder(TorchDispatchMode):
             sources = args[0] if args and isinstance(args[0], list) and len(args[0]) == len(output) else None
             for place, item in enumerate(output):
                 if isinstance(item, torch.Tensor):
-                    self._see(item, func, (sources[place],) if sources else args)
+                    self._see(item, func, (sources[place],) if sources else ())
         return output
 
     def _see(self, tensor: torch.Tensor, func: Any, args: Any) -> None:
@@ -223,14 +224,26 @@ class Recorder(TorchDispatchMode):
         in_loss = owner == "loss" or (self._moment.part == "loss" and self._moment.phase is Phase.FORWARD)
         loss = in_loss or (self._moment.part == "loss" and owner == self._paths.get(self._head, "loss"))
         category = Category.LOGITS_AND_LOSS if loss else Category.TEMPORARIES
-        return Allocation(size, category, owner, str(func), layer)
+        return Allocation(size, category, owner, str(func), layer, self._parts(args))
+
+    def _parts(self, args: Any) -> dict[Layer | None, int] | None:
+        if self._moment.phase not in (Phase.CLIP, Phase.OPTIMIZER) or not (args and isinstance(args[0], list)):
+            return None
+        parts: dict[Layer | None, int] = {}
+        for tensor in args[0]:
+            source = self._allocation_of(tensor)
+            layer = source.layer if source is not None else None
+            parts[layer] = parts.get(layer, 0) + tensor.nbytes
+        return parts
 
     def _release(self, key: int) -> None:
         _, number = self._live.pop(key)
-        self.trace.released(number, self._moment)
+        if self._recording:
+            self.trace.released(number, self._moment)
 
     def finish(self) -> Trace:
         """The trace; births that carry no layer in a phase that goes through parameters get that of the next one."""
+        self._recording = False
         self._leave_phase(self._moment.phase)
         following: Layer | None = None
         moment: Moment | None = None
