@@ -76,6 +76,10 @@ class Recorder(TorchDispatchMode):
         if (part, layer) != (self._moment.part, self._moment.layer):
             self._set_moment(Moment(self._moment.phase, part, layer, self._moment.step))
 
+    def reserve(self, allocation: Allocation) -> None:
+        """Memory that no operator returns and that is never given back, such as a workspace."""
+        self.trace.born(allocation, self._moment)
+
     # --- what the model is -------------------------------------------------------------------------------------------
 
     def watch(self, model: nn.Module) -> None:

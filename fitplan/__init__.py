@@ -1,0 +1,59 @@
+"""Will this fine-tune fit on this GPU, and where does the memory go?
+
+The public names are loaded when they are first used, so that ``import fitplan`` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fitplan.audit import ParameterGroup as ParameterGroup
+    from fitplan.check import CheckReport as CheckReport
+    from fitplan.check import Plan as Plan
+    from fitplan.check import check as check
+    from fitplan.check import estimate as estimate
+    from fitplan.devices.device import Device as Device
+    from fitplan.errors import FitplanError as FitplanError
+    from fitplan.errors import InputError as InputError
+    from fitplan.errors import MissingDependency as MissingDependency
+    from fitplan.estimate import MemoryEstimate as MemoryEstimate
+    from fitplan.estimate import MemoryMoment as MemoryMoment
+    from fitplan.models.resolve import ModelConfig as ModelConfig
+    from fitplan.setup import TrainingSetup as TrainingSetup
+    from fitplan.trace.events import Category as Category
+    from fitplan.verdict import Fit as Fit
+    from fitplan.verdict import Verdict as Verdict
+
+_HOMES = {
+    "Category": "fitplan.trace.events",
+    "CheckReport": "fitplan.check",
+    "Device": "fitplan.devices.device",
+    "Fit": "fitplan.verdict",
+    "FitplanError": "fitplan.errors",
+    "InputError": "fitplan.errors",
+    "MemoryEstimate": "fitplan.estimate",
+    "MemoryMoment": "fitplan.estimate",
+    "MissingDependency": "fitplan.errors",
+    "ModelConfig": "fitplan.models.resolve",
+    "ParameterGroup": "fitplan.audit",
+    "Plan": "fitplan.check",
+    "TrainingSetup": "fitplan.setup",
+    "Verdict": "fitplan.verdict",
+    "check": "fitplan.check",
+    "estimate": "fitplan.check",
+}
+
+__all__ = list(_HOMES)  # pyright: ignore
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'fitplan' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

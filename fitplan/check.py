@@ -1,0 +1,184 @@
+"""Will this fine-tune fit? The way through the house, stage by stage."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fitplan.audit import ParameterGroup
+from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device
+from fitplan.errors import MissingDependency, SetupConflict
+from fitplan.estimate import MemoryEstimate, estimate_trace
+from fitplan.models.resolve import ModelConfig, resolve_model
+from fitplan.setup import Method, TrainingSetup, settings_for
+from fitplan.units import parse_size
+from fitplan.verdict import Verdict, judge
+
+LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One setup, answered.
+
+    Attributes:
+        setup: every setting, resolved.
+        estimate: what it needs.
+        parameters: the model's parameters by how they are stored.
+        verdict: whether it fits; ``None`` where no GPU was given.
+    """
+
+    setup: TrainingSetup
+    estimate: MemoryEstimate
+    parameters: tuple[ParameterGroup, ...]
+    verdict: Verdict | None
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Parameters that receive gradients."""
+        return sum(group.parameters for group in self.parameters if group.trainable)
+
+    @property
+    def base_parameters(self) -> int:
+        """Parameters of the model without adapters, tied ones once."""
+        return sum(group.parameters for group in self.parameters if not group.adapter)
+
+    @property
+    def adapter_checkpoint_bytes(self) -> int | None:
+        """Size of the adapter's weights on disk; ``None`` for full fine-tuning."""
+        if self.setup.method is Method.FULL:
+            return None
+        return sum(group.bytes for group in self.parameters if group.adapter)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The answer of :func:`check`.
+
+    Attributes:
+        model: the model that was asked about.
+        gpu: the device; ``None`` where none was given.
+        plans: one for each method asked for.
+        source: where the numbers come from: ``"trace"``.
+        versions: the libraries that were traced.
+    """
+
+    model: ModelConfig
+    gpu: Device | None
+    plans: tuple[Plan, ...]
+    source: str
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``fitplan.check/1`` document."""
+        from fitplan.report.document import check_document
+
+        return check_document(self)
+
+
+def check(
+    model: Any,
+    *,
+    gpu: str | Device | None = None,
+    vram: str | int | None = None,
+    method: Method | str | None = None,
+    progress: Progress = lambda _: None,
+    **settings: Any,
+) -> CheckReport:
+    """Predict the memory of fine-tuning ``model`` and judge it against a GPU.
+
+    Args:
+        model: alias, hub id, folder, ``config.json`` or ``PretrainedConfig``.
+        gpu: a GPU's name, or a :class:`Device`.
+        vram: an amount of memory instead of a known GPU: ``"24GiB"`` or bytes.
+        method: one of ``full``, ``lora``, ``qlora``; all three if left out.
+        progress: is told what is being done.
+        settings: fields of :class:`TrainingSetup`.
+
+    Raises:
+        InputError: model, GPU or settings make no sense.
+        MissingDependency: the answer needs packages that are not installed.
+    """
+    device = _device(gpu, vram)
+    setups = _setups(method, settings)
+    config = resolve_model(model)
+    plans = tuple(_plan(config, setup, device, progress) for setup in setups)
+    return CheckReport(config, device, plans, "trace", installed_versions())
+
+
+def estimate(
+    model: Any, *, capability: tuple[int, int] = DEFAULT_CAPABILITY, progress: Progress = lambda _: None, **settings: Any
+) -> MemoryEstimate:
+    """Predict the memory of fine-tuning ``model`` with one setup, on a GPU of that compute capability.
+
+    Raises:
+        As :func:`check`.
+    """
+    setup = TrainingSetup.from_dict(settings)
+    return _traced(resolve_model(model), setup, capability, progress)[0]
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of the libraries that decide the numbers, without importing them."""
+    found = {}
+    for library in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[library] = version(library)
+    return found
+
+
+def _device(gpu: str | Device | None, vram: str | int | None) -> Device | None:
+    if gpu is not None and vram is not None:
+        raise SetupConflict("gpu", "vram", "gpu and vram both name a device; drop one of them")
+    if vram is not None:
+        return device_of_size(vram if isinstance(vram, int) else parse_size(vram))
+    return gpu if isinstance(gpu, Device) or gpu is None else find_device(gpu)
+
+
+def _setups(method: Method | str | None, settings: dict[str, Any]) -> list[TrainingSetup]:
+    if method is not None:
+        return [TrainingSetup.from_dict({**settings, "method": method})]
+    return [TrainingSetup.from_dict(settings_for(one, settings)) for one in (Method.QLORA, Method.LORA, Method.FULL)]
+
+
+def _plan(config: ModelConfig, setup: TrainingSetup, device: Device | None, progress: Progress) -> Plan:
+    capability = device.capability if device else DEFAULT_CAPABILITY
+    memory, parameters = _traced(config, setup, capability, progress)
+    return Plan(setup, memory, parameters, judge(memory, device) if device else None)
+
+
+def _traced(
+    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress
+) -> tuple[MemoryEstimate, tuple[ParameterGroup, ...]]:
+    progress(f"{setup.method}: importing torch and transformers")
+    with _quiet():
+        try:
+            from fitplan.step.model import load_config
+            from fitplan.trace.kernels import Gpu
+            from fitplan.trace.tracing import trace_training
+        except ImportError as error:
+            raise MissingDependency(
+                f"tracing a model needs {error.name or 'torch'}, which is not installed; pip install 'fitplan[torch]'"
+            ) from error
+        run = trace_training(
+            load_config(model.settings), setup, Gpu(capability), progress=lambda what: progress(f"{setup.method}: {what}")
+        )
+    return estimate_trace(run.trace), run.parameters
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Libraries' remarks about a GPU that is not there, and about weights that are not real, help nobody here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,171 @@
+"""The ``fitplan`` command: it parses, calls the library, and prints. No rule about memory lives here."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from fitplan.errors import FitplanError
+from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Optim, Padding, Quant, Task
+
+EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
+    run = options.pop("run", None)
+    if run is None:
+        parser.print_help()
+        return EXIT_BAD_INPUT
+    try:
+        code: int = run(**options)
+        sys.stdout.flush()
+        return code
+    except FitplanError as error:
+        _complain(str(error))
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FITS
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _complain(f"the system refused{where}: {error.strerror or error}")
+        return EXIT_BAD_INPUT
+
+
+def _complain(message: str) -> None:
+    print(f"fitplan: error: {message}", file=sys.stderr)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        _complain(f"{message}; see {self.prog} --help")
+        raise SystemExit(EXIT_BAD_INPUT)
+
+
+_EXAMPLES = """\
+examples:
+  fitplan check llama-70b --gpu H100                        all three methods, one under the other
+  fitplan check mistral-7b --method qlora --gpu 4090 --seq-len 4096 --batch-size 2
+  fitplan check ./my-model --method lora --lora-r 64 --target-modules q_proj,v_proj --vram 24GiB
+  fitplan check Qwen/Qwen2.5-7B --method full --optim adamw_8bit --json > plan.json
+
+exit codes: 0 fits or tight, 1 does not fit, 2 bad input
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fitplan",
+        description="Will this fine-tune fit on this GPU, and where does the memory go?",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fitplan {version('fitplan')}")
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+    check = commands.add_parser(
+        "check",
+        help="predict the memory of a fine-tune and judge it against a GPU",
+        description="Predict the memory of a fine-tune by tracing the real training step, and judge it against a GPU.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    check.set_defaults(run=_check)
+    check.add_argument("model", metavar="MODEL", help="an alias (llama-70b), a hub id, a folder or a config.json")
+    device = check.add_mutually_exclusive_group()
+    device.add_argument("--gpu", metavar="NAME", help="the GPU: h100, a100-40gb, 4090, ...")
+    device.add_argument("--vram", metavar="SIZE", help="an amount of memory instead of a known GPU: 24GiB")
+    check.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document instead of a table")
+    _add_settings(check)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """One flag for each field of :class:`TrainingSetup`; left out, it takes the setup's own default."""
+    job = parser.add_argument_group("the job")
+    job.add_argument("--method", **_choice(Method), help="all three if left out")
+    job.add_argument("--task", **_choice(Task), help="the one that the model's config names if left out")
+    job.add_argument("--num-labels", type=int, metavar="N", help="classes of a sequence classifier")
+    job.add_argument("--batch-size", type=int, metavar="N", help="rows in a micro-batch (default 1)")
+    job.add_argument("--seq-len", type=int, metavar="N", help="tokens in a row (default 2048)")
+    job.add_argument("--gradient-accumulation-steps", type=int, metavar="N", help="micro-batches in a step (default 1)")
+    job.add_argument("--padding", **_choice(Padding), help="how rows reach one length (default none: all are full)")
+    lora = parser.add_argument_group("LoRA and QLoRA")
+    lora.add_argument("--lora-r", type=int, metavar="R", help="rank (default 16)")
+    lora.add_argument("--lora-alpha", type=int, metavar="N", help="scaling (default 32)")
+    lora.add_argument("--lora-dropout", type=float, metavar="P", help="dropout (default 0)")
+    lora.add_argument(
+        "--target-modules", metavar="NAMES", type=_modules, help=f"module names with commas (default {ALL_LINEAR})"
+    )
+    lora.add_argument("--quant", **_choice(Quant), help="format of the frozen weights (default nf4)")
+    lora.add_argument("--double-quant", **_switch, help="quantise the scales again (default on)")
+    lora.add_argument("--compute-dtype", **_choice(Dtype), help="type of 4-bit products (default: --dtype)")
+    lora.add_argument("--kbit-prepare", **_switch, help="call prepare_model_for_kbit_training (default on)")
+    how = parser.add_argument_group("how it is trained")
+    how.add_argument("--dtype", **_choice(Dtype), help="type the weights are loaded in (default bfloat16)")
+    how.add_argument("--mixed-precision", **_choice(MixedPrecision), help="autocast (default bf16; fp16 with float16)")
+    how.add_argument("--gradient-checkpointing", **_switch, help="recompute activations in backward (default on)")
+    how.add_argument("--attn", **_choice(Attention), help="attention implementation (default sdpa)")
+    how.add_argument("--optim", **_choice(Optim), help="optimizer (default adamw_torch_fused)")
+
+
+_switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": None}
+
+
+def _choice(kind: Any) -> dict[str, Any]:
+    return {"metavar": "{" + ",".join(kind) + "}"}
+
+
+def _modules(text: str) -> str | tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return names[0] if names == (ALL_LINEAR,) else names
+
+
+def _check(
+    model: str, gpu: str | None, vram: str | None, method: str | None, as_json: bool, **settings: Any
+) -> int:
+    from fitplan.check import check
+    from fitplan.verdict import Fit
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    with _narration() as progress:
+        report = check(model, gpu=gpu, vram=vram, method=method, progress=progress, **given)
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=1))
+    else:
+        from rich.console import Console
+
+        from fitplan.report.terminal import print_check
+
+        print_check(report, Console(highlight=False))
+    verdicts = [plan.verdict.fit for plan in report.plans if plan.verdict is not None]
+    return EXIT_DOES_NOT_FIT if verdicts and all(fit is Fit.DOES_NOT_FIT for fit in verdicts) else EXIT_FITS
+
+
+class _narration:
+    """A spinner on stderr that says what is being done; silent where stderr is no terminal."""
+
+    def __enter__(self) -> Any:
+        from rich.console import Console
+
+        self._console = Console(stderr=True)
+        self._status = self._console.status("starting") if self._console.is_terminal else None
+        if self._status is not None:
+            self._status.start()
+        return self._say
+
+    def _say(self, what: str) -> None:
+        if self._status is not None:
+            self._status.update(what)
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()

@@ -1,0 +1,98 @@
+"""From a trace to a memory estimate: the peak, its moment, and where the memory goes."""
+
+from dataclasses import dataclass
+
+from fitplan.phase import Phase
+from fitplan.trace.events import Category, Layer, Moment, Trace, moment_name
+
+CUDA_GRANULE = 512
+"""Every CUDA allocation is a multiple of this (pytorch ``c10/cuda/CUDACachingAllocator.cpp``, ``kMinBlockSize``)."""
+
+LARGE_BLOCK = 2**20
+"""Allocations above this come from the pool whose blocks may keep up to 1 MiB unsplit (same file, ``kSmallSize``)."""
+
+
+@dataclass(frozen=True)
+class MemoryMoment:
+    """The highest point of one named moment.
+
+    Attributes:
+        name: e.g. ``"backward of layer 31"``.
+        bytes: allocated at that point.
+        breakdown: the same by category; sums to ``bytes``.
+    """
+
+    name: str
+    breakdown: dict[Category, int]
+
+    @property
+    def bytes(self) -> int:
+        """Allocated at that point."""
+        return sum(self.breakdown.values())
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What a training run needs.
+
+    Attributes:
+        peak: the highest of all moments.
+        moments: the highest point of each kind of moment, in the order in which they first come.
+        large_blocks: allocations above 1 MiB that live at the peak.
+        peak_reserved_bytes: segments the caching allocator holds; ``None`` while not modelled.
+    """
+
+    peak: MemoryMoment
+    moments: tuple[MemoryMoment, ...]
+    large_blocks: int
+    peak_reserved_bytes: int | None = None
+
+    @property
+    def peak_allocated_bytes(self) -> int:
+        """What ``torch.cuda.max_memory_allocated()`` would say: every block rounded up to 512 bytes."""
+        return self.peak.bytes
+
+    @property
+    def peak_moment(self) -> str:
+        """The name of the moment that peaks."""
+        return self.peak.name
+
+    @property
+    def breakdown(self) -> dict[Category, int]:
+        """Bytes by category at the peak; they sum to ``peak_allocated_bytes``."""
+        return self.peak.breakdown
+
+
+def estimate_trace(trace: Trace, granule: int = CUDA_GRANULE) -> MemoryEstimate:
+    """The estimate that a trace gives; blocks are rounded up to ``granule`` bytes."""
+    live: dict[Category, int] = dict.fromkeys(Category, 0)
+    total = large = best = best_large = 0
+    best_moment: Moment | None = None
+    highest: dict[tuple[Phase, str], tuple[int, Moment, dict[Category, int]]] = {}
+    for allocation, sign, moment in trace.sizes():
+        size = -(-allocation.size // granule) * granule
+        live[allocation.category] += sign * size
+        total += sign * size
+        large += sign * (size > LARGE_BLOCK)
+        if sign < 0:
+            continue
+        key = (moment.phase, moment.part)
+        found = highest.get(key)
+        if found is None or total > found[0]:
+            highest[key] = (total, moment, dict(live))
+        if total > best:
+            best, best_large, best_moment = total, large, moment
+    assert best_moment is not None, "an empty trace has no peak"
+    moments = {key: MemoryMoment(_name(moment, trace), split) for key, (_, moment, split) in highest.items()}
+    peak = moments[(best_moment.phase, best_moment.part)]
+    return MemoryEstimate(peak, tuple(moments.values()), best_large)
+
+
+def _name(moment: Moment, trace: Trace) -> str:
+    """The moment's name; the stack of a layer is told only where there are several."""
+    layer = moment.layer
+    if layer is not None:
+        stacks = [stack for stack, depth in trace.stacks.items() if depth > 1]
+        side = next((part for part in layer.stack.split(".") if part in ("encoder", "decoder")), layer.stack)
+        layer = Layer(side if len(stacks) > 1 else "", layer.index)
+    return moment_name(moment.phase, moment.part, layer)

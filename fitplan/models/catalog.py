@@ -1,0 +1,52 @@
+"""The models that fitplan ships configs for."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from fitplan.resources import read_json
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """A shipped model.
+
+    Attributes:
+        name: fitplan's name for it.
+        hub_ids: Hugging Face ids with these very dimensions; the first is the model itself.
+        aliases: short names.
+        parameters: exact count, tied weights once.
+    """
+
+    name: str
+    hub_ids: tuple[str, ...]
+    aliases: tuple[str, ...]
+    parameters: int
+
+    def config(self) -> dict[str, Any]:
+        """The model's ``config.json``."""
+        return dict(read_json(f"models/{self.name}/config.json"))
+
+
+@cache
+def catalog() -> tuple[CatalogEntry, ...]:
+    """Every shipped model, by name."""
+    return tuple(
+        CatalogEntry(
+            row["name"],
+            tuple(hub_id for hub_id in (row.get("hub_id"), *row.get("also", ())) if hub_id),
+            tuple(row["aliases"]),
+            row["parameters"],
+        )
+        for row in read_json("models/catalog.json")
+    )
+
+
+@cache
+def spellings() -> dict[str, CatalogEntry]:
+    """Every name, alias and hub id, in lower case."""
+    return {
+        spelling.lower(): entry
+        for entry in catalog()
+        for spelling in (*entry.aliases, *entry.hub_ids, entry.name)
+    }

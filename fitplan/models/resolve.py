@@ -1,0 +1,167 @@
+"""From what a person types to a model config: shipped, local folder or file, Hugging Face cache, hub."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from fitplan.errors import InputError, MissingDependency, ModelNotFound
+from fitplan.models.catalog import spellings
+
+MAX_CONFIG_BYTES = 2**20
+HUB_TIMEOUT_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model's architecture, as its ``config.json`` gives it.
+
+    Attributes:
+        name: what to call it.
+        source: where it came from: ``"shipped"``, ``"file"``, ``"cache"``, ``"hub"`` or ``"given"``.
+        settings: the content of ``config.json``.
+    """
+
+    name: str
+    source: str
+    settings: Mapping[str, Any]
+
+    @property
+    def architecture(self) -> str:
+        """The class that the config names, else the model type."""
+        named = self.settings.get("architectures")
+        first = named[0] if isinstance(named, list) and named else None
+        return str(first or self.settings.get("model_type"))
+
+
+def resolve_model(model: Any) -> ModelConfig:
+    """The config of ``model``: an alias, hub id, folder, ``config.json``, or a transformers ``PretrainedConfig``.
+
+    Shipped configs come first, then the local Hugging Face cache, then the hub. Nothing is fetched unless the name has
+    the form of a hub id (``owner/name``), and never more than ``config.json``.
+
+    Raises:
+        ModelNotFound: nothing is known under that name.
+        InputError: what was found is not a model config.
+    """
+    if hasattr(model, "to_dict") and hasattr(model, "model_type"):
+        settings = model.to_dict()
+        return _checked(ModelConfig(getattr(model, "name_or_path", "") or model.model_type, "given", settings))
+    if not isinstance(model, str | Path):
+        raise InputError(f"a model is a name, a path or a PretrainedConfig, not {type(model).__name__}")
+    text = str(model)
+    shipped = spellings().get(text.lower())
+    if shipped is not None:
+        return ModelConfig(shipped.name, "shipped", shipped.config())
+    path = Path(text).expanduser()
+    if _exists(path) or text.endswith(".json") or text.startswith((".", "/", "~")):
+        return _from_path(path)
+    if text.count("/") == 1:
+        return _from_hub(text)
+    near = get_close_matches(text.lower(), spellings(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "give a hub id (owner/name), a folder or a config.json"
+    raise ModelNotFound(f"no model is known as {text!r}; {hint}")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _from_path(path: Path) -> ModelConfig:
+    file = path / "config.json" if path.is_dir() else path
+    if not _exists(file):
+        where = f"{path} has no config.json" if path.is_dir() else f"{path} does not exist"
+        raise ModelNotFound(f"{where}; give a folder with a config.json, or the file itself")
+    return _checked(ModelConfig(_name_of(path), "file", _read_config(file)))
+
+
+def _name_of(path: Path) -> str:
+    resolved = path.resolve()
+    return resolved.parent.name if resolved.name == "config.json" else resolved.stem if path.is_file() else resolved.name
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        if not file.is_file():
+            raise InputError(f"{file} is not a file; give a folder with a config.json, or the file itself")
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise InputError(f"{file} is larger than 1 MiB, which no model config is; give the model's config.json")
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{file} is not valid JSON ({error}); give the model's config.json") from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{file} holds a {type(settings).__name__}, not a JSON object; give the model's config.json")
+    return settings
+
+
+_COUNTS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size",
+    "head_dim", "num_local_experts", "num_experts", "max_position_embeddings", "d_model", "d_ff", "d_kv", "num_heads",
+    "num_layers", "num_decoder_layers", "n_embd", "n_head", "n_layer", "n_positions", "n_inner",
+)  # fmt: skip
+_MAY_BE_NULL = ("n_inner", "num_key_value_heads", "head_dim", "num_decoder_layers", "intermediate_size", "num_local_experts")
+MAX_LAYERS = 4096
+MAX_COUNT = 2**31
+
+
+def _checked(model: ModelConfig) -> ModelConfig:
+    """The config, if its numbers can be the dimensions of a model.
+
+    Raises:
+        InputError: the field that cannot, by name.
+    """
+    settings = model.settings
+    if not isinstance(settings.get("model_type"), str):
+        raise InputError(f"the config of {model.name} names no model_type; is it a model's config.json?")
+    nested = [settings.get("text_config")] if isinstance(settings.get("text_config"), dict) else []
+    for part in (settings, *nested):
+        for name in _COUNTS:
+            if name not in part or (part[name] is None and name in _MAY_BE_NULL):
+                continue
+            value = part[name]
+            limit = MAX_LAYERS if "layer" in name else MAX_COUNT
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
+                raise InputError(f"the config of {model.name} has {name} {value!r}; it must be a number from 1 to {limit}")
+    return model
+
+
+def _from_hub(hub_id: str) -> ModelConfig:
+    try:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub import errors as hub_errors
+    except ImportError:
+        raise MissingDependency(
+            f"{hub_id} is not shipped with fitplan, and fetching its config needs huggingface_hub; "
+            "pip install 'fitplan[torch]'"
+        ) from None
+    try:
+        cached = try_to_load_from_cache(hub_id, "config.json")
+        if isinstance(cached, str):
+            return _checked(ModelConfig(hub_id, "cache", _read_config(Path(cached))))
+        file = hf_hub_download(hub_id, "config.json", etag_timeout=HUB_TIMEOUT_SECONDS)
+    except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled) as error:
+        raise _unreachable(hub_id, "offline") from error
+    except hub_errors.GatedRepoError:
+        raise ModelNotFound(
+            f"{hub_id} is gated on the Hugging Face hub; accept its terms there and log in with `hf auth login`, "
+            "or give a local config.json"
+        ) from None
+    except (hub_errors.RepositoryNotFoundError, hub_errors.EntryNotFoundError, hub_errors.HFValidationError):
+        raise ModelNotFound(f"the Hugging Face hub has no model {hub_id} with a config.json; check the id") from None
+    except Exception as error:  # every transport has its own errors: they all mean that the hub was not reached
+        raise _unreachable(hub_id, type(error).__name__) from error
+    return _checked(ModelConfig(hub_id, "hub", _read_config(Path(file))))
+
+
+def _unreachable(hub_id: str, reason: str) -> ModelNotFound:
+    return ModelNotFound(
+        f"the Hugging Face hub could not be reached for {hub_id} ({reason}); "
+        "give a local config.json, or the name of a shipped model"
+    )

@@ -1,0 +1,191 @@
+"""The report for a person at a terminal."""
+
+from collections.abc import Iterable
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from fitplan.audit import ParameterGroup, unquantised_share
+from fitplan.check import CheckReport, Plan
+from fitplan.devices.device import Device
+from fitplan.estimate import MemoryEstimate
+from fitplan.setup import ALL_LINEAR, Method, MixedPrecision, Padding as RowPadding, TrainingSetup
+from fitplan.trace.events import Category
+from fitplan.units import count, gib
+from fitplan.verdict import CUDA_CONTEXT_BYTES, Fit, device_bytes
+
+_NAMES = {
+    Category.BASE_WEIGHTS: "base weights",
+    Category.ADAPTER_WEIGHTS: "adapter weights",
+    Category.GRADIENTS: "gradients",
+    Category.OPTIMIZER_STATES: "optimizer states",
+    Category.ACTIVATIONS: "activations",
+    Category.LOGITS_AND_LOSS: "logits and loss",
+    Category.TEMPORARIES: "temporaries",
+    Category.WORKSPACES: "cuBLAS workspaces",
+}
+_COLOURS = {
+    Category.BASE_WEIGHTS: "blue",
+    Category.ADAPTER_WEIGHTS: "bright_blue",
+    Category.GRADIENTS: "magenta",
+    Category.OPTIMIZER_STATES: "cyan",
+    Category.ACTIVATIONS: "green",
+    Category.LOGITS_AND_LOSS: "yellow",
+    Category.TEMPORARIES: "bright_black",
+    Category.WORKSPACES: "white",
+}
+_VERDICTS = {
+    Fit.FITS: ("fits", "bold green"),
+    Fit.TIGHT: ("tight", "bold yellow"),
+    Fit.DOES_NOT_FIT: ("does not fit", "bold red"),
+}
+_CONTEXT = "CUDA context"
+_MARKS = "█▓▒░▞▚▖▘"
+BAR_WIDTH = 50
+LOUD_SHARE = 0.5
+"""Above this share of parameters left unquantised, quantisation is not what it seems."""
+
+
+def print_check(report: CheckReport, console: Console) -> None:
+    """Print the answer: one block for each setup."""
+    gpu = report.gpu
+    heading = Text(report.model.name, style="bold")
+    heading.append(f"  {count(report.plans[0].base_parameters)} parameters", style="not bold")
+    if gpu is not None:
+        heading.append(f"  on {gpu.name}, {gib(gpu.usable_bytes)} usable", style="not bold")
+    console.print(heading)
+    for plan in report.plans:
+        console.print()
+        console.print(_plan(plan, gpu))
+    console.print()
+    console.print(_footnote(report), style="dim")
+
+
+def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
+    parts: list[RenderableType] = [_headline(plan), Text("  " + describe(plan.setup), style="dim")]
+    parts.append(Padding(_bar(plan.estimate, gpu), (0, 0, 0, 2)))
+    parts.append(Padding(_breakdown(plan), (0, 0, 0, 2)))
+    parts.append(Padding(_facts(plan), (0, 0, 0, 2)))
+    if plan.setup.method is Method.QLORA:
+        parts.append(Padding(_audit(plan.parameters), (0, 0, 0, 2)))
+    return Group(*parts)
+
+
+def _headline(plan: Plan) -> Text:
+    line = Text(f"{_METHOD_NAMES[plan.setup.method]:<6}", style="bold")
+    line.append(f" {gib(device_bytes(plan.estimate)):>11}", style="bold")
+    if plan.verdict is not None:
+        word, style = _VERDICTS[plan.verdict.fit]
+        line.append("  ")
+        line.append(word, style=style)
+        slack = plan.verdict.slack_bytes
+        line.append(f", {gib(slack)} left" if slack >= 0 else f", {gib(-slack)} too much", style="not bold")
+        if plan.verdict.fit is Fit.TIGHT:
+            line.append(f" ({plan.verdict.reason})", style="not bold")
+    return line
+
+
+_METHOD_NAMES = {Method.FULL: "full", Method.LORA: "LoRA", Method.QLORA: "QLoRA"}
+
+
+def describe(setup: TrainingSetup) -> str:
+    """The setup in one line."""
+    words = [f"batch {setup.batch_size} x {setup.seq_len} tokens"]
+    if setup.gradient_accumulation_steps > 1:
+        words.append(f"accumulated {setup.gradient_accumulation_steps} times")
+    if setup.method is not Method.FULL:
+        targets = setup.target_modules
+        shown = "all linear layers" if targets == ALL_LINEAR else targets if isinstance(targets, str) else ",".join(targets or ())
+        words.append(f"r={setup.lora_r} on {shown}")
+    if setup.quant is not None:
+        words.append(str(setup.quant) + (" with double quantisation" if setup.double_quant else ""))
+        words.append("k-bit preparation" if setup.kbit_prepare else "no k-bit preparation")
+    words.append(str(setup.dtype))
+    if setup.mixed_precision is not MixedPrecision.NO:
+        words.append(f"{setup.mixed_precision} autocast")
+    words.append("gradient checkpointing" if setup.gradient_checkpointing else "no gradient checkpointing")
+    words += [str(setup.attn), str(setup.optim)]
+    if setup.padding is not RowPadding.NONE:
+        words.append(f"padding to {setup.padding}")
+    return ", ".join(words)
+
+
+def _bar(estimate: MemoryEstimate, gpu: Device | None) -> Text:
+    """The breakdown as a bar; of the device where there is one, else of the peak."""
+    used = device_bytes(estimate)
+    full = max(used, gpu.usable_bytes) if gpu is not None else used
+    bar, drawn, reached = Text(), 0, 0
+    for number, (category, size) in enumerate([*estimate.breakdown.items(), (_CONTEXT, CUDA_CONTEXT_BYTES)]):
+        reached += size
+        width = round(reached / full * BAR_WIDTH) - drawn
+        drawn += width
+        colour = _COLOURS[category] if isinstance(category, Category) else "white"
+        bar.append(_MARKS[number % len(_MARKS)] * width, style=colour)
+    bar.append("·" * (BAR_WIDTH - drawn), style="dim")
+    if gpu is not None and used > gpu.usable_bytes:
+        edge = round(gpu.usable_bytes / full * BAR_WIDTH)
+        bar = Text.assemble(bar[:edge], ("│", "bold red"), bar[edge:])
+        bar.append(f"  │ ends at {gib(gpu.usable_bytes)}", style="red")
+    return bar
+
+
+def _breakdown(plan: Plan) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    shown = [(item, size) for item, size in plan.estimate.breakdown.items() if size >= _SMALL]
+    rest = plan.estimate.peak_allocated_bytes - sum(size for _, size in shown)
+    marks = {item: _MARKS[number % len(_MARKS)] for number, item in enumerate(plan.estimate.breakdown)}
+    total = device_bytes(plan.estimate)
+    for item, size in shown:
+        table.add_row(Text(f"{marks[item]} {_NAMES[item]}", style=_COLOURS[item]), gib(size), _share(size, total))
+    if rest:
+        table.add_row("  other", gib(rest), _share(rest, total))
+    table.add_row(f"{_MARKS[0]} {_CONTEXT}", gib(CUDA_CONTEXT_BYTES), _share(CUDA_CONTEXT_BYTES, total))
+    return table
+
+
+_SMALL = 2**20
+
+
+def _share(size: int, total: int) -> Text:
+    return Text(f"{100 * size / total:3.0f} %", style="dim")
+
+
+def _facts(plan: Plan) -> Text:
+    estimate = plan.estimate
+    text = Text(f"peaks in: {estimate.peak_moment} ({gib(estimate.peak_allocated_bytes)} allocated)")
+    text.append(f"\ntrains: {count(plan.trainable_parameters)} parameters")
+    text.append(f" ({100 * plan.trainable_parameters / plan.base_parameters:.2f} %)")
+    if plan.adapter_checkpoint_bytes is not None:
+        text.append(f"; adapter on disk: {gib(plan.adapter_checkpoint_bytes)}")
+    return text
+
+
+def _audit(groups: Iterable[ParameterGroup]) -> Text:
+    """The quantisation audit: one line where all is as expected, a warning where most of the model is left out."""
+    groups = tuple(groups)
+    share = unquantised_share(groups)
+    left = sorted((g for g in groups if not g.quantised and not g.adapter), key=lambda g: -g.bytes)
+    quantised = [g for g in groups if g.quantised]
+    text = Text()
+    if share > LOUD_SHARE:
+        text.append(f"WARNING: {100 * share:.0f} % of the parameters are NOT quantised", style="bold red")
+    else:
+        kinds = ", ".join(f"{count(g.parameters)} in {g.storage} ({gib(g.bytes)})" for g in quantised)
+        text.append(f"quantised: {kinds}; not: {100 * share:.1f} % of the parameters")
+    for group in left:
+        if group.bytes >= _SMALL:
+            text.append(f"\n  {count(group.parameters)} stay {group.storage} ({gib(group.bytes)}): {group.why}")
+    return text
+
+
+def _footnote(report: CheckReport) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in report.versions.items())
+    return (
+        f"Traced with {versions}. Of these totals {gib(CUDA_CONTEXT_BYTES)} are a stated figure for the CUDA context; "
+        "fragmentation of the allocator is not in them."
+    )

@@ -1,0 +1,88 @@
+"""Read off a model that is ready for training how each parameter is stored, and why."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fitplan.setup import Method, TrainingSetup
+
+_PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter; see :class:`fitplan.audit.ParameterGroup` for the fields."""
+
+    path: str
+    storage: str
+    why: str
+    trainable: bool
+    adapter: bool
+    count: int
+    size: int
+
+
+def parameters_of(model: nn.Module, setup: TrainingSetup) -> list[Parameter]:
+    """Every parameter of the model, tied ones once."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    modules = dict(model.named_modules())
+    found = []
+    for path, param in model.named_parameters():
+        adapter = ".lora_" in path or ".modules_to_save." in path
+        module = modules[path.rpartition(".")[0]]
+        storage = _storage(param, setup)
+        why = "adapter" if adapter else _why(param, module, module is head, setup)
+        found.append(
+            Parameter(
+                path.removeprefix(_PEFT_PREFIX), storage, why, param.requires_grad, adapter, _count(param), _size(param)
+            )
+        )
+    return found
+
+
+def _is_quantised(param: torch.Tensor) -> bool:
+    return type(param).__name__ in ("Params4bit", "Int8Params")
+
+
+def _storage(param: torch.Tensor, setup: TrainingSetup) -> str:
+    if _is_quantised(param):
+        return str(setup.quant)
+    return str(param.dtype).removeprefix("torch.")
+
+
+def _count(param: torch.Tensor) -> int:
+    """Numbers in the weight, whatever their packing."""
+    state = getattr(param, "quant_state", None)
+    return int(torch.Size(state.shape).numel()) if state is not None else param.numel()
+
+
+def _size(param: torch.Tensor) -> int:
+    """Bytes of the weight with everything that is needed to read it."""
+    size = param.nbytes
+    state = getattr(param, "quant_state", None)
+    for holder in (state, getattr(state, "state2", None)):
+        size += sum(t.nbytes for t in vars(holder).values() if isinstance(t, torch.Tensor)) if holder is not None else 0
+    scales = getattr(param, "SCB", None)
+    return size + (scales.nbytes if isinstance(scales, torch.Tensor) else 0)
+
+
+def _why(param: torch.Tensor, module: nn.Module, is_head: bool, setup: TrainingSetup) -> str:
+    if _is_quantised(param):
+        return "linear layer"
+    if setup.method is not Method.QLORA:
+        return "not quantised"
+    if is_head:
+        kind = "output head, kept by transformers"
+    elif isinstance(module, nn.Embedding):
+        kind = "embedding"
+    elif param.dim() == 1:
+        kind = "norm or bias"
+    elif param.dim() == 3:
+        kind = "fused experts: bitsandbytes replaces linear layers only"
+    else:
+        kind = "not a linear layer"
+    if setup.kbit_prepare and param.dtype is torch.float32:
+        kind += "; cast to float32 by prepare_model_for_kbit_training"
+    return kind

@@ -1,0 +1,168 @@
+"""Trace a training run: the step on the meta device, recorded, at the model's full depth."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from fitplan.audit import ParameterGroup
+from fitplan.phase import Phase
+from fitplan.setup import Attention, TrainingSetup
+from fitplan.step.audit import Parameter, parameters_of
+from fitplan.step.job import Observer, Place
+from fitplan.step.model import build_skeleton, load_model
+from fitplan.step.run import train
+from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten
+from fitplan.trace.events import Allocation, Category, Layer, Trace, layer_of_path
+from fitplan.trace.kernels import Gpu
+from fitplan.trace.meta import meta_device
+from fitplan.trace.recorder import Recorder
+
+
+@dataclass(frozen=True)
+class TracedRun:
+    """What a trace tells.
+
+    Attributes:
+        trace: every allocation and release, at full depth.
+        parameters: the model's parameters, grouped by how they are stored and why.
+        layers_traced: for each stack of layers, how many were traced; the rest are replicas.
+    """
+
+    trace: Trace
+    parameters: tuple[ParameterGroup, ...]
+    layers_traced: dict[str, int]
+
+
+def trace_training(
+    config: PretrainedConfig,
+    setup: TrainingSetup,
+    gpu: Gpu | None = Gpu(),
+    *,
+    full_depth: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> TracedRun:
+    """Run two training steps on the meta device and record them.
+
+    ``gpu`` decides which kernels are chosen; ``None`` traces the CPU's. With ``full_depth`` every layer is traced, which
+    is also what happens when the layers turn out not to repeat. ``progress`` is told what is being done.
+
+    Raises:
+        ModelNotSupported: the model cannot be built, or what it does depends on the values of its weights.
+        InputError: the setup does not suit the model.
+    """
+    short, cut = (config, {}) if full_depth else shorten(config)
+    progress(f"tracing {_layers(short)} layers")
+    run = _trace_as_is(short, setup, gpu)
+    depths = _depths_by_stack(run.trace, cut)
+    if len(depths) < len(cut):
+        return trace_training(config, setup, gpu, full_depth=True, progress=progress)
+    try:
+        trace = deepen(run.trace, depths)
+    except NotPeriodic:
+        return trace_training(config, setup, gpu, full_depth=True, progress=progress)
+    return TracedRun(trace, _grouped(run.parameters, depths), dict(run.trace.stacks))
+
+
+@dataclass(frozen=True)
+class _ShortRun:
+    trace: Trace
+    parameters: list[Parameter]
+
+
+def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None) -> _ShortRun:
+    place = Place("meta", "cuda" if gpu else "cpu")
+    recorder = Recorder("meta")
+    with ExitStack() as stack:
+        stack.enter_context(_fresh_process())
+        if setup.attn is Attention.FLASH_ATTENTION_2:
+            from fitplan.trace.flash_attn import flash_attn_package
+
+            stack.enter_context(flash_attn_package())
+        skeleton = build_skeleton(config, setup, place)
+        stack.enter_context(recorder)
+        stack.enter_context(meta_device(gpu))
+        observe = _with_workspaces(recorder, gpu)
+        model = load_model(skeleton, config, setup, place, observe)
+        recorder.watch(model)
+        stack.enter_context(recorder.module_calls())
+        train(model, config, setup, place, observe, micro_batches=min(2, setup.gradient_accumulation_steps))
+        trace = recorder.finish()
+    return _ShortRun(trace, parameters_of(model, setup))
+
+
+@contextmanager
+def _fresh_process() -> Iterator[None]:
+    """What earlier runs in this process left in libraries' caches is not there in a new training process."""
+    try:
+        import bitsandbytes
+        from bitsandbytes import functional
+    except ImportError:
+        pass
+    else:
+        functional.name2qmap.clear()
+        bitsandbytes.optim.GlobalOptimManager._instance = None
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()  # when cycles are found is not a property of the job
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        if enabled:
+            gc.enable()
+
+
+def _with_workspaces(recorder: Recorder, gpu: Gpu | None) -> Observer:
+    """The recorder as observer; the first forward and the first backward each open a cuBLAS handle.
+
+    Handles belong to a thread, and CUDA's backward runs in a thread of its own (pytorch
+    ``aten/src/ATen/cuda/CublasHandlePool.cpp``, ``torch/csrc/autograd/engine.cpp``).
+    """
+    waiting = {Phase.FORWARD, Phase.BACKWARD} if gpu else set()
+
+    def observe(phase: Phase, owner: str = "", /) -> None:
+        recorder.enter(phase, owner)
+        if gpu is not None and phase in waiting:
+            waiting.remove(phase)
+            recorder.reserve(Allocation(gpu.cublas_workspace, Category.WORKSPACES, f"cuBLAS, {phase} thread", "cublasCreate"))
+
+    return observe
+
+
+def _depths_by_stack(trace: Trace, cut: dict[str, Depth]) -> dict[str, Depth]:
+    """The stacks that were shortened: found by their length, and by name where encoder and decoder differ."""
+    found: dict[str, Depth] = {}
+    for stack, layers in trace.stacks.items():
+        for name, depth in cut.items():
+            wrong_side = len(cut) > 1 and ("decoder" in name) != ("decoder" in stack)
+            if depth.traced == layers and not wrong_side:
+                found[stack] = depth
+    return found
+
+
+def _layers(config: Any) -> int:
+    return int(getattr(config, "num_hidden_layers", 0) or 0)
+
+
+def _grouped(parameters: list[Parameter], depths: dict[str, Depth]) -> tuple[ParameterGroup, ...]:
+    """Groups at full depth: what replicated layers hold counts once for each replica."""
+    groups: dict[tuple[str, str, bool, bool], tuple[int, int, str]] = {}
+    for parameter in parameters:
+        times = _replicas(layer_of_path(parameter.path), depths)
+        key = (parameter.storage, parameter.why, parameter.trainable, parameter.adapter)
+        count, size, example = groups.get(key, (0, 0, parameter.path))
+        groups[key] = (count + times * parameter.count, size + times * parameter.size, example)
+    return tuple(ParameterGroup(*key, *values) for key, values in groups.items())
+
+
+def _replicas(layer: Layer | None, depths: dict[str, Depth]) -> int:
+    depth = depths.get(layer.stack) if layer is not None else None
+    if layer is None or depth is None or not 1 <= layer.index <= depth.period:
+        return 1
+    return 1 + (depth.full - depth.traced) // depth.period
