@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fitplan.audit import ParameterGroup
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device
@@ -16,6 +16,9 @@ from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.setup import Method, TrainingSetup, settings_for
 from fitplan.units import parse_size
 from fitplan.verdict import Verdict, judge
+
+if TYPE_CHECKING:
+    from fitplan.trace.tracing import TracedRun
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
 
@@ -148,13 +151,14 @@ def _setups(method: Method | str | None, settings: dict[str, Any]) -> list[Train
 
 def _plan(config: ModelConfig, setup: TrainingSetup, device: Device | None, progress: Progress) -> Plan:
     capability = device.capability if device else DEFAULT_CAPABILITY
-    memory, parameters = _traced(config, setup, capability, progress)
-    return Plan(setup, memory, parameters, judge(memory, device) if device else None)
+    memory, run = _traced(config, setup, capability, progress)
+    resolved = setup.with_(attn=run.attention, task=run.task)
+    return Plan(resolved, memory, run.parameters, judge(memory, device) if device else None)
 
 
 def _traced(
     model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress
-) -> tuple[MemoryEstimate, tuple[ParameterGroup, ...]]:
+) -> tuple[MemoryEstimate, "TracedRun"]:
     progress(f"{setup.method}: importing torch and transformers")
     with _quiet():
         try:
@@ -168,7 +172,7 @@ def _traced(
         run = trace_training(
             load_config(model.settings), setup, Gpu(capability), progress=lambda what: progress(f"{setup.method}: {what}")
         )
-    return estimate_trace(run.trace), run.parameters
+    return estimate_trace(run.trace), run
 
 
 @contextlib.contextmanager

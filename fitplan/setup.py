@@ -131,7 +131,8 @@ class TrainingSetup:
     dtype: Dtype = Dtype.BFLOAT16
     mixed_precision: MixedPrecision | None = None
     gradient_checkpointing: bool = True
-    attn: Attention = Attention.SDPA
+    attn: Attention | None = None
+    """``None``: transformers' own choice, SDPA where the model supports it, else eager."""
     optim: Optim = Optim.ADAMW_TORCH_FUSED
     padding: Padding = Padding.NONE
     num_labels: int | None = field(default=None)

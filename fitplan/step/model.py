@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from fitplan.errors import InputError, ModelNotSupported
 from fitplan.phase import Phase
-from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, Quant, Task, TrainingSetup
+from fitplan.setup import ALL_LINEAR, Dtype, Method, Quant, Task, TrainingSetup
 from fitplan.step.job import Observer, Place
 
 TORCH_DTYPES = {Dtype.BFLOAT16: torch.bfloat16, Dtype.FLOAT16: torch.float16, Dtype.FLOAT32: torch.float32}
@@ -51,7 +51,10 @@ def load_config(settings: Mapping[str, Any]) -> PretrainedConfig:
         config = transformers.CONFIG_MAPPING[model_type].from_dict(dict(settings))
     except Exception as error:  # the config classes raise whatever their checks happen to raise
         raise ModelNotSupported(f"transformers refuses this {model_type} config: {_one_line(error)}") from error
-    return config.get_text_config() if hasattr(config, "text_config") else config
+    if hasattr(config, "text_config"):
+        return config.get_text_config()
+    config.fitplan_untied_head = settings.get("tie_word_embeddings") is False
+    return config
 
 
 def task_of(config: PretrainedConfig, setup: TrainingSetup) -> Task:
@@ -133,14 +136,29 @@ def _architecture(config: PretrainedConfig, setup: TrainingSetup) -> PreTrainedM
     try:
         with _parameters_on_meta(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = build(config, attn_implementation=str(setup.attn), **{dtype_name: dtype})
+            attn = {"attn_implementation": str(setup.attn)} if setup.attn is not None else {}
+            model = build(config, **attn, **{dtype_name: dtype})
     except ImportError as error:
         raise InputError(f"attn {setup.attn} cannot be used here: {_one_line(error)}") from error
     except Exception as error:  # a config with impossible numbers fails somewhere inside the model
+        if setup.attn is not None and "attention" in str(error).lower() and "support" in str(error).lower():
+            raise InputError(
+                f"transformers {transformers.__version__} has no {setup.attn} attention for {config.model_type} models; "
+                "leave attn out, or choose eager"
+            ) from error
         raise ModelNotSupported(f"transformers cannot build this {config.model_type} model: {_one_line(error)}") from error
     _keep_in_fp32(model, setup)
     model.tie_weights()
+    if getattr(config, "fitplan_untied_head", False):
+        _untie_head(model)
     return model
+
+
+def _untie_head(model: PreTrainedModel) -> None:
+    """T5 models of transformers 5 tie the head whatever their config says; a checkpoint that holds a head unties it."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        head.weight = nn.Parameter(torch.empty_like(head.weight), requires_grad=head.weight.requires_grad)
 
 
 @contextmanager

@@ -26,24 +26,38 @@ class Depth:
         traced: layers in the trace.
         full: layers in the model.
         period: number of layers after which kinds of layers repeat.
+        head: layers at the beginning that are not taken as a pattern.
     """
 
     traced: int
     full: int
     period: int
+    head: int
+
+    @property
+    def replicas(self) -> int:
+        """How often the pattern is repeated beyond the trace."""
+        return (self.full - self.traced) // self.period
+
+    @property
+    def pattern(self) -> range:
+        """The layers that are repeated."""
+        return range(self.head, self.head + self.period)
 
 
 _DEPTH_FIELDS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "decoder_layers", "encoder_layers")
 
 
-def shorten(config: Any) -> tuple[Any, dict[str, Depth]]:
+def shorten(config: Any, more_edge: int = 0) -> tuple[Any, dict[str, Depth]]:
     """A copy of a transformers config with few layers, and what was cut by config field; ``{}`` if nothing was.
 
-    The number kept leaves a first and a last layer, two whole periods between them, and the last kind of layer last.
+    Kept are one period at the beginning and one layer at the end, where things happen that do not repeat (``more_edge``
+    adds layers to both); two periods between, which are compared; and what brings the last kind of layer to the end.
     """
     short = copy.deepcopy(config)
     cut: dict[str, Depth] = {}
     names = [name for name in _DEPTH_FIELDS if isinstance(getattr(config, name, None), int)]
+    names = [name for name in names if name not in config.attribute_map] or names
     if not config.is_encoder_decoder:
         names = names[:1]
     for name in names:
@@ -54,10 +68,12 @@ def shorten(config: Any) -> tuple[Any, dict[str, Depth]]:
             if isinstance(value, list) and len(value) == full and full > 1
         }
         period = _period(list(zip(*lists.values(), strict=True))) if lists else 1
-        traced = 2 * period + 2 + (full - 2 * period - 2) % period
+        head = period + more_edge
+        least = head + 2 * period + 1 + more_edge
+        traced = least + (full - least) % period
         if traced >= full:
             continue
-        cut[name] = Depth(traced, full, period)
+        cut[name] = Depth(traced, full, period, head)
         for key, value in lists.items():
             setattr(short, key, value[:traced])
         setattr(short, name, traced)
@@ -239,32 +255,30 @@ class _Deepening:
         """What the replicated layers add to a tensor that joins one of each layer."""
         if not allocation.parts:
             return 0
-        period = range(1, self._depth.period + 1)
-        return sum(allocation.parts.get(Layer(self._stack, index), 0) for index in period) * (
-            self._extra // self._depth.period
-        )
+        once = sum(allocation.parts.get(Layer(self._stack, index), 0) for index in self._depth.pattern)
+        return once * self._depth.replicas
 
     def _shift_of(self, layer: Layer | None) -> int:
         """How far a layer moves that is not replicated."""
-        if layer is None or layer.stack != self._stack or layer.index == 0:
+        if layer is None or layer.stack != self._stack or layer.index < self._depth.head:
             return 0
-        if layer.index == self._depth.traced - 1:
+        if layer.index >= self._depth.head + 2 * self._depth.period:
             return self._extra
         raise NotPeriodic(f"layer {layer.index} of {self._stack} is touched out of order")
 
     def _repeat(self, sweep: dict[int, _Stretch], codes: dict[int, list[Any]], downwards: bool) -> None:
-        period, last = self._depth.period, self._depth.traced - 1
-        for index in range(1, last - period):
+        period, pattern = self._depth.period, self._depth.pattern
+        for index in pattern:
             if codes[id(sweep[index])] != codes[id(sweep[index + period])]:
                 raise NotPeriodic(f"layers {index} and {index + period} of {self._stack} differ")
         numbers = range(self._depth.full)
         for number in reversed(numbers) if downwards else numbers:
-            if number <= period:
+            if number < pattern.stop:
                 template = number
-            elif number - self._extra > period:
+            elif number - self._extra >= pattern.stop:
                 template = number - self._extra
             else:
-                template = 1 + (number - 1) % period
+                template = pattern.start + (number - pattern.start) % period
             self._write(sweep[template], number)
 
     def _write(self, stretch: _Stretch, number: int) -> None:

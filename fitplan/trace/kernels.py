@@ -218,12 +218,37 @@ def _fused_4bit(gpu: Gpu, dtype: torch.dtype, rows: int, n: int, k: int, blocksi
     return False
 
 
-Kernel = Callable[[Gpu, Any, Any, Any], Any]
+# --- experts ----------------------------------------------------------------------------------------------------------
+
+
+def _grouped_mm(gpu: Gpu | None, func: Any, args: Any, kwargs: Any) -> torch.Tensor:
+    """The product of each expert with its tokens, in any floating type; rows of the result are 16-byte aligned.
+
+    Source: pytorch ``aten/src/ATen/native/GroupedMMUtils.h`` and ``cuda/GroupedBlas.cpp``: what the bfloat16 kernel of
+    compute capability 9 does not take is multiplied expert by expert into the same result. The meta kernel refuses it.
+    """
+    left, right, offsets = args[0], args[1], args[2] if len(args) > 2 else kwargs.get("offs")
+    if left.dim() == 2 and right.dim() == 2:
+        shape = [offsets.shape[0], left.shape[0], right.shape[1]]
+    elif left.dim() == 3 and right.dim() == 3:
+        shape = [left.shape[0], left.shape[1], right.shape[2]]
+    else:
+        shape = [left.shape[-2], right.shape[-1]]
+    row = _round_up(shape[-1], 16 // left.element_size())
+    return left.new_empty([*shape[:-1], row])[..., : shape[-1]]
+
+
+Kernel = Callable[[Any, Any, Any, Any], Any]
+
+
+def common_kernels() -> dict[Any, Kernel]:
+    """Rules that hold on every device."""
+    return {aten._grouped_mm.default: _grouped_mm} if hasattr(aten, "_grouped_mm") else {}
 
 
 def cuda_kernels() -> dict[Any, Kernel]:
     """The operators that are run by a rule of this module instead of by their own meta kernel."""
-    table: dict[Any, Kernel] = {
+    table: dict[Any, Kernel] = common_kernels() | {
         aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
         aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
         aten.embedding_dense_backward.default: _embedding_backward,

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fitplan.trace import values
 from fitplan.trace.autocast import autocast_on_meta
-from fitplan.trace.kernels import Gpu, cuda_kernels, question, scaled_dot_product_attention
+from fitplan.trace.kernels import Gpu, common_kernels, cuda_kernels, question, scaled_dot_product_attention
 from fitplan.trace.recorder import Recorder
 from fitplan.trace.events import Category
 
@@ -24,12 +24,12 @@ class _MetaKernels(TorchDispatchMode):
     def __init__(self, gpu: Gpu | None) -> None:
         super().__init__()
         self._gpu = gpu
-        self._kernels = cuda_kernels() if gpu is not None else {}
+        self._kernels = cuda_kernels() if gpu is not None else common_kernels()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         kernel = self._kernels.get(func)
-        if kernel is not None and self._gpu is not None:
+        if kernel is not None:
             return kernel(self._gpu, func, args, kwargs)
         rule = question(func, args)
         if rule is not None:

@@ -11,10 +11,10 @@ from transformers import PretrainedConfig
 
 from fitplan.audit import ParameterGroup
 from fitplan.phase import Phase
-from fitplan.setup import Attention, TrainingSetup
+from fitplan.setup import Attention, Task, TrainingSetup
 from fitplan.step.audit import Parameter, parameters_of
 from fitplan.step.job import Observer, Place
-from fitplan.step.model import build_skeleton, load_model
+from fitplan.step.model import build_skeleton, load_model, task_of
 from fitplan.step.run import train
 from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten
 from fitplan.trace.events import Allocation, Category, Layer, Trace, layer_of_path
@@ -30,11 +30,15 @@ class TracedRun:
     Attributes:
         trace: every allocation and release, at full depth.
         parameters: the model's parameters, grouped by how they are stored and why.
+        attention: the attention implementation that was chosen.
+        task: the task that was traced.
         layers_traced: for each stack of layers, how many were traced; the rest are replicas.
     """
 
     trace: Trace
     parameters: tuple[ParameterGroup, ...]
+    attention: Attention
+    task: Task
     layers_traced: dict[str, int]
 
 
@@ -55,23 +59,28 @@ def trace_training(
         ModelNotSupported: the model cannot be built, or what it does depends on the values of its weights.
         InputError: the setup does not suit the model.
     """
-    short, cut = (config, {}) if full_depth else shorten(config)
-    progress(f"tracing {_layers(short)} layers")
-    run = _trace_as_is(short, setup, gpu)
-    depths = _depths_by_stack(run.trace, cut)
-    if len(depths) < len(cut):
-        return trace_training(config, setup, gpu, full_depth=True, progress=progress)
-    try:
-        trace = deepen(run.trace, depths)
-    except NotPeriodic:
-        return trace_training(config, setup, gpu, full_depth=True, progress=progress)
-    return TracedRun(trace, _grouped(run.parameters, depths), dict(run.trace.stacks))
+    for more_edge in () if full_depth else (0, 1):
+        short, cut = shorten(config, more_edge)
+        progress(f"tracing {_layers(short)} of {_layers(config)} layers")
+        run = _trace_as_is(short, setup, gpu)
+        depths = _depths_by_stack(run.trace, cut)
+        if len(depths) < len(cut):
+            break
+        try:
+            trace = deepen(run.trace, depths)
+        except NotPeriodic:
+            continue
+        return TracedRun(trace, _grouped(run.parameters, depths), run.attention, task_of(config, setup), dict(run.trace.stacks))
+    progress(f"tracing all {_layers(config)} layers")
+    run = _trace_as_is(config, setup, gpu)
+    return TracedRun(run.trace, _grouped(run.parameters, {}), run.attention, task_of(config, setup), dict(run.trace.stacks))
 
 
 @dataclass(frozen=True)
 class _ShortRun:
     trace: Trace
     parameters: list[Parameter]
+    attention: Attention
 
 
 def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None) -> _ShortRun:
@@ -92,7 +101,7 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
         stack.enter_context(recorder.module_calls())
         train(model, config, setup, place, observe, micro_batches=min(2, setup.gradient_accumulation_steps))
         trace = recorder.finish()
-    return _ShortRun(trace, parameters_of(model, setup))
+    return _ShortRun(trace, parameters_of(model, setup), Attention(model.config._attn_implementation))
 
 
 @contextmanager
@@ -163,6 +172,6 @@ def _grouped(parameters: list[Parameter], depths: dict[str, Depth]) -> tuple[Par
 
 def _replicas(layer: Layer | None, depths: dict[str, Depth]) -> int:
     depth = depths.get(layer.stack) if layer is not None else None
-    if layer is None or depth is None or not 1 <= layer.index <= depth.period:
+    if layer is None or depth is None or layer.index not in depth.pattern:
         return 1
-    return 1 + (depth.full - depth.traced) // depth.period
+    return 1 + depth.replicas
