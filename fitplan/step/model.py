@@ -247,7 +247,7 @@ def _load_weights(model: nn.Module, setup: TrainingSetup, device: str, observe: 
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 observe(Phase.LOAD, f"{path}.{name}")
-                module._buffers[name] = buffer.to(device)
+                module._buffers[name] = buffer.to(device, copy=True)
     for module in model.modules():  # the layer and its weight share one state, as after a load from disk
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:

@@ -161,8 +161,10 @@ def _kernel(name: str, policy: str, device_type: str, cache: _WeightCache) -> Ca
             dtype = torch.float32 if policy == _FP32 else lower
             if policy == _PROMOTE and any(t.dtype == torch.float32 for t in _tensors(args) if _eligible(t)):
                 dtype = torch.float32
-            cast = [_cast(arg, dtype, lower, cache) for arg in args]
-            return op(*cast, **{key: _cast(value, dtype, lower, cache) for key, value in kwargs.items()})
+            # the C++ kernels cast in the call's argument list, which GCC evaluates from the last to the first
+            keywords = {key: _cast(value, dtype, lower, cache) for key, value in reversed(kwargs.items())}
+            cast = [_cast(arg, dtype, lower, cache) for arg in reversed(args)]
+            return op(*reversed(cast), **keywords)
 
     return kernel
 

@@ -86,12 +86,16 @@ def _flash(query: Any, key: Any, value: Any, dropout_p: float, is_causal: bool, 
     return output[..., :width] if width % 8 else output
 
 
+def _float_mask(mask: Any, query: torch.Tensor) -> Any:
+    """A boolean mask becomes one of the query's type (``convert_boolean_attn_mask`` in attention.cpp)."""
+    return query.new_empty(mask.shape) if mask is not None and mask.dtype is torch.bool else mask
+
+
 def _memory_efficient(
     query: Any, key: Any, value: Any, mask: Any, dropout_p: float, is_causal: bool, scale: float | None
 ) -> torch.Tensor:
     if mask is not None:
-        if mask.dtype is torch.bool:
-            mask = torch.where(mask, 0.0, float("-inf")).to(query.dtype)
+        mask = _float_mask(mask, query)
         if mask.shape[-1] % 8:  # the kernel wants aligned rows: a padded copy, sliced back
             mask = torch.nn.functional.pad(mask, (0, 8 - mask.shape[-1] % 8))[..., : mask.shape[-1]]
         mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
@@ -104,8 +108,7 @@ def _memory_efficient(
 def _math(
     query: Any, key: Any, value: Any, mask: Any, dropout_p: float, is_causal: bool, scale: float | None, gqa: bool
 ) -> torch.Tensor:
-    if mask is not None and mask.dtype is torch.bool:
-        mask = torch.where(mask, 0.0, float("-inf")).to(query.dtype)
+    mask = _float_mask(mask, query)
     output: torch.Tensor = aten._scaled_dot_product_attention_math(
         query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=gqa
     )[0]
@@ -120,8 +123,7 @@ def _cpu_attention(
     mask_needs_grad = mask is not None and mask.requires_grad
     same_heads = query.shape[1] == key.shape[1] or gqa
     if dropout_p == 0.0 and not half_mismatch and not mask_needs_grad and same_heads and query.shape[-1] == value.shape[-1]:
-        if mask is not None and mask.dtype is torch.bool:
-            mask = torch.where(mask, 0.0, float("-inf")).to(query.dtype)
+        mask = _float_mask(mask, query)
         output: torch.Tensor = aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
         )[0]

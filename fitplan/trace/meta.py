@@ -15,8 +15,6 @@ from fitplan.trace.kernels import Gpu, common_kernels, cuda_kernels, question, s
 from fitplan.trace.recorder import Recorder
 from fitplan.trace.events import Category
 
-aten = torch.ops.aten
-
 
 class _MetaKernels(TorchDispatchMode):
     """Runs the rules of :mod:`fitplan.trace.kernels`, and keeps the values of integer tensors."""
@@ -34,16 +32,9 @@ class _MetaKernels(TorchDispatchMode):
         rule = question(func, args)
         if rule is not None:
             return rule(func, args, kwargs)
-        if func is aten._to_copy.default and kwargs.get("device") == torch.device("meta"):
-            output = func(*args, **kwargs)
-            return values.know(output, args[0].to(output.dtype)) if _worth_knowing(args[0]) else output
         output = func(*args, **kwargs)
         values.follow(func, args, kwargs, output)
         return output
-
-
-def _worth_knowing(tensor: torch.Tensor) -> bool:
-    return not tensor.is_meta and not tensor.is_floating_point() and tensor.numel() <= values.MAX_ELEMENTS
 
 
 @contextmanager

@@ -1,0 +1,345 @@
+"""Traces jobs of the ground-truth benchmark with the library versions of the environment that runs it.
+
+Started by ``benchmarks/groundtruth.py``: a JSON list of jobs on stdin, one JSON line for each result on stdout. A job is
+``{"kind", "model", "capability", ...}``; a result is bytes by name.
+"""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import transformers.utils
+from transformers.utils import import_utils
+
+if not import_utils.is_bitsandbytes_available():
+    # transformers before 4.45 imports bitsandbytes only where it sees a GPU
+    import_utils.is_bitsandbytes_available = lambda *args, **kwargs: True
+    transformers.utils.is_bitsandbytes_available = import_utils.is_bitsandbytes_available
+
+from fitplan.estimate import CUDA_GRANULE
+from fitplan.phase import Phase
+from fitplan.setup import TrainingSetup
+from fitplan.step.job import Place
+from fitplan.step.model import build_skeleton, load_config, load_model
+from fitplan.trace.events import Allocation, Category, Trace
+from fitplan.trace.kernels import Gpu
+from fitplan.trace.meta import meta_device
+from fitplan.trace.recorder import Recorder
+from fitplan.trace.tracing import trace_training
+
+BEFORE_TRAINING = (Phase.LOAD, Phase.PREPARE)
+"""``transformers.Trainer`` resets its memory counters when these are over."""
+
+Job = dict[str, Any]
+Result = dict[str, Any]
+
+
+def _sizes(trace: Trace) -> Iterator[tuple[int, Any]]:
+    """The bytes allocated after each event, every block rounded up as CUDA does, and the moment."""
+    live = 0
+    for allocation, sign, moment in trace.sizes():
+        live += sign * -(-allocation.size // CUDA_GRANULE) * CUDA_GRANULE
+        yield live, moment
+
+
+# --- transformers.Trainer ---------------------------------------------------------------------------------------------
+
+
+def trainer_peak(job: Job) -> Result:
+    """The peak of a training run, without loading and preparing the model."""
+    setup = TrainingSetup.from_dict(job["setup"])
+    with _casting_as_trl() if job.get("trl_bf16_cast") else nullcontext():
+        run = trace_training(load_config(job["model"]), setup, Gpu(tuple(job["capability"])))
+    peak, moment = max(
+        ((live, moment) for live, moment in _sizes(run.trace) if moment.phase not in BEFORE_TRAINING),
+        key=lambda found: found[0],
+    )
+    return {"peak": peak, "moment": moment.name}
+
+
+@contextmanager
+def _casting_as_trl() -> Iterator[None]:
+    """What trl's ``SFTTrainer`` adds to a 4-bit model when ``bf16`` is on: norms stay float32, head and embedding do not.
+
+    Source: trl 0.9.6 to 0.13.0, ``trl/trainer/utils.py``, ``peft_module_casting_to_bf16``.
+    """
+    import peft
+
+    get_peft_model = peft.get_peft_model
+
+    def get_and_cast(*args: Any, **kwargs: Any) -> Any:
+        model = get_peft_model(*args, **kwargs)
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.LayerNorm) or "norm" in name:
+                module.to(torch.float32)
+            elif any(part in name for part in ("lm_head", "embed_tokens")) and hasattr(module, "weight"):
+                module.to(torch.bfloat16)
+        return model
+
+    peft.get_peft_model = get_and_cast
+    try:
+        yield
+    finally:
+        peft.get_peft_model = get_peft_model
+
+
+# --- programs that do not use Trainer ---------------------------------------------------------------------------------
+
+
+class _Program:
+    """A program on the meta device, recorded: what is allocated now, and at most since :meth:`mark`."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self._recorder = Recorder("meta")
+        self._stack = ExitStack()
+        self._mark = 0
+
+    def __enter__(self) -> "_Program":
+        self._stack.enter_context(self._recorder)
+        self._stack.enter_context(meta_device(self._gpu))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    @property
+    def observe(self) -> Callable[..., None]:
+        return self._recorder.enter
+
+    def open_cublas(self, threads: int) -> None:
+        """The workspaces of ``threads`` cuBLAS handles: one for forward, one for backward."""
+        for _ in range(threads):
+            self._recorder.reserve(Allocation(self._gpu.cublas_workspace, Category.WORKSPACES, "cuBLAS", "cublasCreate"))
+
+    def mark(self) -> None:
+        self._mark = len(self._recorder.trace.events)
+
+    def allocated(self) -> int:
+        return [live for live, _ in _sizes(self._recorder.trace)][-1]
+
+    def peak(self) -> int:
+        levels = [live for live, _ in _sizes(self._recorder.trace)]
+        return max(levels[max(0, self._mark - 1) :])
+
+
+def _model(job: Job, program: _Program, setup: TrainingSetup, use_cache: bool) -> Any:
+    config, place = load_config(job["model"]), Place("meta", "cuda")
+    model = load_model(build_skeleton(config, setup, place), config, setup, place, program.observe)
+    model.config.use_cache = use_cache
+    return model
+
+
+def metamathqa_step(job: Job) -> Result:
+    """Bytes allocated at the end of a step of peft's MetaMathQA comparison.
+
+    Source: huggingface/peft ``method_comparison/MetaMathQA/run.py``, ``train``: a plain loop, where gradients, the batch
+    and the outputs (logits, key-value cache) are still there when memory is read.
+    """
+    setup = TrainingSetup.from_dict(job["setup"])
+    with _Program(Gpu(tuple(job["capability"]))) as program:
+        model = _model(job, program, setup, use_cache=True)
+        program.open_cublas(2)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=True)
+        for _ in range(2):
+            ids = torch.ones((setup.batch_size, setup.seq_len), dtype=torch.int64).to("meta")
+            batch = {"input_ids": ids, "attention_mask": ids.clone(), "labels": ids.clone()}
+            optimizer.zero_grad()
+            outputs = model(**batch, num_items_in_batch=setup.batch_size * setup.seq_len)
+            loss = outputs.loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        return {"allocated": program.allocated()}
+
+
+def notebook_step(job: Job) -> Result:
+    """Bytes that a forward pass, and then a backward pass, leave behind in the fsdp_qlora notebooks.
+
+    Source: AnswerDotAI/fsdp_qlora ``nbs/00-profile_lora_qlora.ipynb``, ``profile_model``: the whole model, adapters
+    included, in bfloat16; ``output.logits.mean().backward()``.
+    """
+    setup = TrainingSetup.from_dict(job["setup"])
+    result = {}
+    with _Program(Gpu(tuple(job["capability"]))) as program:
+        model = _model(job, program, setup, use_cache=not setup.gradient_checkpointing).to(torch.bfloat16)
+        if setup.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        program.open_cublas(1)
+        before = program.allocated()
+        with torch.no_grad() if job["inference"] else nullcontext():
+            output = model(torch.ones((1, setup.seq_len), dtype=torch.int64).to("meta"))
+        result["forward"] = program.allocated() - before
+        if not job["inference"]:
+            output.logits.mean().backward()
+            result["backward"] = program.allocated() - before
+    return result
+
+
+# --- single operators -------------------------------------------------------------------------------------------------
+
+
+def operator_peak(job: Job) -> Result:
+    """The peak of one operator, forward and backward, over and over, as Liger-Kernel's benchmarks run it.
+
+    Source: linkedin/Liger-Kernel ``benchmark/scripts/``: ``utils.py`` (``_test_memory``) and one script an operator.
+    """
+    with _Program(Gpu(tuple(job["capability"]))) as program:
+        forward, backward, handles = OPERATORS[job["operator"]](job["x"], **job["config"])
+        mode = job["mode"]
+        program.open_cublas(handles)  # also for a forward alone: the script has run forward and backward before
+        output = forward() if mode == "backward" else None
+        gradient = torch.randn_like(output) if mode == "backward" else None
+        for _ in range(3):
+            program.mark()
+            if mode == "forward":
+                forward()
+            elif mode == "backward":
+                output.backward(gradient, retain_graph=True)
+            else:
+                backward(forward())
+        return {"peak": program.peak()}
+
+
+Operator = tuple[Callable[[], Any], Callable[[Any], None], int]
+"""Forward, backward from its output, and the number of cuBLAS handles that the two open."""
+
+
+def _dtype(name: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, name.removeprefix("torch."))
+    return found
+
+
+def _with_random_gradient(output: torch.Tensor) -> None:
+    output.backward(torch.randn_like(output), retain_graph=True)
+
+
+def cross_entropy(x: int, B: int, T: int) -> Operator:
+    logits = torch.randn(B * T, x, requires_grad=True, device="meta")
+    target = torch.ones(B * T, dtype=torch.int64, device="meta")
+    return (lambda: torch.nn.CrossEntropyLoss()(logits, target)), torch.Tensor.backward, 0
+
+
+def fused_linear_cross_entropy(x: int, H: int, V: int, mode: str, dtype: str) -> Operator:
+    """The script builds the Hugging Face and the Liger variant and runs one; the other's weight stays."""
+    heads = [torch.nn.Linear(H, V, bias=False, dtype=_dtype(dtype), device="meta") for _ in range(2)]
+    hidden = torch.randn(x, H, requires_grad=True, dtype=_dtype(dtype), device="meta")
+    target = torch.ones(x, dtype=torch.int64, device="meta")
+    return (lambda: torch.nn.CrossEntropyLoss()(heads[0](hidden), target)), torch.Tensor.backward, 2
+
+
+class _RMSNorm(torch.nn.Module):
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(size, device="meta"))
+        self.eps = eps
+
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
+        dtype = hidden.dtype
+        hidden = hidden.to(torch.float32)
+        if residual is not None:
+            hidden = hidden + residual.to(torch.float32)
+            residual = hidden
+        variance = hidden.pow(2).mean(-1, keepdim=True)
+        hidden = hidden * torch.rsqrt(variance + self.eps)
+        normed = self.weight * hidden.to(dtype)
+        return normed if residual is None else (normed, residual.to(dtype))
+
+
+def rms_norm(x: int, M: int, dtype: str, eps: float) -> Operator:
+    norms = [_RMSNorm(x, eps) for _ in range(2)]
+    hidden = torch.randn(M, x, dtype=_dtype(dtype), device="meta", requires_grad=True)
+    gradient = torch.randn_like(hidden)
+    return (lambda: norms[0](hidden)), (lambda y, kept=norms: y.backward(gradient, retain_graph=True)), 0
+
+
+def fused_add_rms_norm(x: int, M: int, dtype: str, eps: float) -> Operator:
+    """Three variants are built (one holds two weights); one is run."""
+    norms = [_RMSNorm(x, eps) for _ in range(4)]
+    hidden, residual = (torch.randn(M, x, dtype=_dtype(dtype), device="meta", requires_grad=True) for _ in range(2))
+    gradients = [torch.randn_like(hidden) for _ in range(2)]
+    return (lambda: norms[0](hidden, residual)), (lambda y, kept=norms: torch.autograd.backward(y, gradients)), 0
+
+
+def layer_norm(x: int, M: int, dtype: str, eps: float) -> Operator:
+    norms = [torch.nn.LayerNorm(x, eps=eps, device="meta") for _ in range(2)]
+    hidden = torch.randn(M, x, dtype=_dtype(dtype), device="meta", requires_grad=True)
+    gradient = torch.randn_like(hidden)
+    return (lambda: norms[0](hidden)), (lambda y, kept=norms: y.backward(gradient, retain_graph=True)), 0
+
+
+def gated_mlp(
+    x: int, hidden_size: int, intermediate_size: int, hidden_act: str, dtype: str, B: int = 0, bsz: int = 0, **_: Any
+) -> Operator:
+    from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
+
+    config = LlamaConfig(hidden_size=hidden_size, intermediate_size=intermediate_size, hidden_act=hidden_act)
+    with torch.device("meta"):
+        mlp = LlamaMLP(config).to(_dtype(dtype))
+    hidden = torch.randn(B or bsz, x, hidden_size, dtype=_dtype(dtype), device="meta", requires_grad=True)
+    return (lambda: mlp(hidden)), _with_random_gradient, 2
+
+
+def rope(
+    x: int, dtype: str, num_q_heads: int, num_kv_heads: int, hidden_size: int | None = None, seq_len: int | None = None
+) -> Operator:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    hidden_size, seq_len = hidden_size or x, seq_len or x
+    width = hidden_size // num_q_heads
+    query, key = (
+        torch.randn(1, seq_len, heads, width, device="meta", requires_grad=True, dtype=_dtype(dtype)).transpose(1, 2)
+        for heads in (num_q_heads, num_kv_heads)
+    )
+    gradients = torch.randn_like(query), torch.randn_like(key)
+    positions = torch.arange(seq_len, device="meta").unsqueeze(0)
+    frequencies = torch.empty(width // 2, device="meta")
+    cos, sin = (torch.empty(1, seq_len, width, dtype=_dtype(dtype), device="meta") for _ in range(2))
+
+    def backward(outputs: Any, kept: Any = (positions, frequencies)) -> None:
+        torch.autograd.grad(outputs, (query, key), gradients, allow_unused=True, retain_graph=True)
+
+    return (lambda: apply_rotary_pos_emb(query, key, cos, sin)), backward, 1  # the angles are a matrix product
+
+
+OPERATORS: dict[str, Callable[..., Operator]] = {
+    "cross_entropy": cross_entropy,
+    "fused_linear_cross_entropy": fused_linear_cross_entropy,
+    "rms_norm": rms_norm,
+    "fused_add_rms_norm": fused_add_rms_norm,
+    "layer_norm": layer_norm,
+    "swiglu": gated_mlp,
+    "geglu": gated_mlp,
+    "tiled_swiglu": gated_mlp,
+    "tiled_geglu": gated_mlp,
+    "rope": rope,
+}
+
+KINDS: dict[str, Callable[[Job], Result]] = {
+    "trainer": trainer_peak,
+    "metamathqa": metamathqa_step,
+    "notebook": notebook_step,
+    "operator": operator_peak,
+}
+
+
+def main() -> None:
+    """Jobs from stdin, results to stdout."""
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    out, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no result
+    for job in json.load(sys.stdin):
+        try:
+            result = KINDS[job["kind"]](job)
+        except Exception as error:  # one row that cannot be traced must not hide the others
+            result = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(result), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
