@@ -4,7 +4,7 @@ from typing import Any
 
 _TINY = {
     "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "num_hidden_layers": 4, "vocab_size": 128, "max_position_embeddings": 64, "pad_token_id": 0,
+    "num_hidden_layers": 2, "vocab_size": 128, "max_position_embeddings": 64, "pad_token_id": 0,
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 _MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
@@ -23,7 +23,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3": _tiny("gemma3_text", "Gemma3ForCausalLM", head_dim=16, sliding_window=8, query_pre_attn_scalar=16),
     "phi3": _tiny("phi3", "Phi3ForCausalLM"),
     "gpt2": {
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 64, "n_head": 4, "n_layer": 4,
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 64, "n_head": 4, "n_layer": 2,
         "n_positions": 64, "vocab_size": 128, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
         "bos_token_id": 1, "eos_token_id": 2,
     },
@@ -35,7 +35,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_oss": _tiny("gpt_oss", "GptOssForCausalLM", head_dim=16, sliding_window=8, **_MOE),
     "t5": {
         "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "d_model": 64, "d_ff": 96, "d_kv": 16,
-        "num_heads": 4, "num_layers": 4, "num_decoder_layers": 4, "vocab_size": 128, "dropout_rate": 0.0,
+        "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2, "vocab_size": 128, "dropout_rate": 0.0,
         "is_encoder_decoder": True, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
     },
     "roberta": _tiny(

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ if not import_utils.is_bitsandbytes_available():
     # transformers before 4.45 imports bitsandbytes only where it sees a GPU
     import_utils.is_bitsandbytes_available = lambda *args, **kwargs: True
     transformers.utils.is_bitsandbytes_available = import_utils.is_bitsandbytes_available
+
+if not hasattr(import_utils, "is_flash_attn_greater_or_equal"):
+    # transformers before 4.42 has no module for flash-attn: the models import its functions themselves
+    sys.modules["transformers.modeling_flash_attention_utils"] = ModuleType("modeling_flash_attention_utils")
 
 from fitplan.estimate import CUDA_GRANULE
 from fitplan.phase import Phase
@@ -53,7 +58,11 @@ def _sizes(trace: Trace) -> Iterator[tuple[int, Any]]:
 def trainer_peak(job: Job) -> Result:
     """The peak of a training run, without loading and preparing the model."""
     setup = TrainingSetup.from_dict(job["setup"])
-    with _casting_as_trl() if job.get("trl_bf16_cast") else nullcontext():
+    with ExitStack() as stack:
+        if job.get("trl_bf16_cast"):
+            stack.enter_context(_casting_as_trl())
+        if job.get("keep_4bit_inputs"):
+            stack.enter_context(_keeping_4bit_inputs())
         run = trace_training(load_config(job["model"]), setup, Gpu(tuple(job["capability"])))
     peak, moment = max(
         ((live, moment) for live, moment in _sizes(run.trace) if moment.phase not in BEFORE_TRAINING),
@@ -86,6 +95,30 @@ def _casting_as_trl() -> Iterator[None]:
         yield
     finally:
         peft.get_peft_model = get_peft_model
+
+
+@contextmanager
+def _keeping_4bit_inputs() -> Iterator[None]:
+    """What bitsandbytes did before 0.43.2: the input of every 4-bit product lives as long as its autograd node.
+
+    Source: bitsandbytes 0.43.1, ``bitsandbytes/autograd/_functions.py``, ``MatMul4Bit.forward``: ``ctx.tensors = (A, B)``;
+    since 0.43.2 ``(None, B)``.
+    """
+    from bitsandbytes.autograd._functions import MatMul4Bit
+
+    forward = MatMul4Bit.forward
+
+    def forward_and_keep(ctx: Any, A: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: N803
+        output = forward(ctx, A, *args, **kwargs)
+        if any(ctx.needs_input_grad[:2]):
+            ctx.kept_input = A
+        return output
+
+    MatMul4Bit.forward = staticmethod(forward_and_keep)
+    try:
+        yield
+    finally:
+        MatMul4Bit.forward = staticmethod(forward)
 
 
 # --- programs that do not use Trainer ---------------------------------------------------------------------------------

@@ -1,0 +1,115 @@
+"""The same training step three times: traced, run for real on the CPU, and run by ``transformers.Trainer``."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from fitplan.phase import Phase
+from fitplan.setup import MixedPrecision, TrainingSetup
+from fitplan.step.batch import make_batch
+from fitplan.step.job import Place
+from fitplan.step.model import build_skeleton, load_config, load_model, task_of
+from fitplan.step.run import train
+from fitplan.trace.events import Trace
+from fitplan.trace.recorder import Recorder
+from fitplan.trace.tracing import _fresh_process, trace_training
+
+CPU = Place("cpu", "cpu")
+
+
+def traced(settings: dict[str, Any], setup: TrainingSetup) -> Trace:
+    """The step on the meta device, with the kernels of the CPU, every layer traced."""
+    return trace_training(load_config(settings), setup, None, full_depth=True).trace
+
+
+@dataclass
+class RealRun:
+    """A run on the CPU with real tensors.
+
+    Attributes:
+        trace: everything that was allocated and released.
+        live: bytes beyond the loaded model when each optimizer step begins, and when it ends.
+        peak: the most bytes beyond the loaded model.
+    """
+
+    trace: Trace
+    live: list[tuple[Phase, int]] = field(default_factory=list)
+    peak: int = 0
+
+
+def our_run(settings: dict[str, Any], setup: TrainingSetup, steps: int = 2) -> RealRun:
+    """fitplan's own step."""
+
+    def go(model: Any, config: Any, recorder: Recorder, note: Any) -> None:
+        def observe(phase: Phase, owner: str = "", /) -> None:
+            if phase in (Phase.OPTIMIZER, Phase.ZERO_GRAD):
+                note(phase)
+            recorder.enter(phase, owner)
+
+        with recorder.module_calls():
+            train(model, config, setup, CPU, observe, steps=steps)
+
+    return _recorded(settings, setup, go)
+
+
+def trainer_run(settings: dict[str, Any], setup: TrainingSetup, folder: str, steps: int = 2) -> RealRun:
+    """The step of ``transformers.Trainer``, with the same model and batches."""
+
+    def go(model: Any, config: Any, recorder: Recorder, note: Any) -> None:
+        class Marks(TrainerCallback):
+            def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+                note(Phase.OPTIMIZER)
+
+            def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+                note(Phase.ZERO_GRAD)
+
+        rows = setup.batch_size * setup.gradient_accumulation_steps * steps
+        arguments = TrainingArguments(
+            output_dir=folder, use_cpu=True, report_to=[], max_steps=steps, optim=str(setup.optim),
+            bf16=setup.mixed_precision is MixedPrecision.BF16, per_device_train_batch_size=setup.batch_size,
+            gradient_accumulation_steps=setup.gradient_accumulation_steps, save_strategy="no",
+            gradient_checkpointing=setup.gradient_checkpointing, logging_strategy="no", disable_tqdm=True,
+            remove_unused_columns=False, dataloader_pin_memory=False,
+        )  # fmt: skip
+        Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=list(range(rows)),
+            data_collator=lambda rows: make_batch(config, task_of(config, setup), setup, "cpu"),
+            callbacks=[Marks()],
+        ).train()
+
+    return _recorded(settings, setup, go)
+
+
+def batch_bytes(settings: dict[str, Any], setup: TrainingSetup) -> int:
+    """Bytes of one micro-batch."""
+    config = load_config(settings)
+    batch = make_batch(config, task_of(config, setup), setup, "cpu")
+    return sum(tensor.nbytes for tensor in batch.values())
+
+
+def _recorded(settings: dict[str, Any], setup: TrainingSetup, go: Any) -> RealRun:
+    torch.manual_seed(0)
+    config = load_config(settings)
+    skeleton = build_skeleton(config, setup, CPU)
+    recorder = Recorder("cpu")
+    run = RealRun(recorder.trace)
+    with _fresh_process(), recorder:
+        model = load_model(skeleton, config, setup, CPU, recorder.enter)
+        recorder.watch(model)
+        base, start = _live(recorder), len(recorder.trace.events)
+        go(model, config, recorder, lambda phase: run.live.append((phase, _live(recorder) - base)))
+        recorder.finish()
+    total = 0
+    for place, (allocation, sign, _) in enumerate(recorder.trace.sizes()):
+        total += sign * allocation.size
+        if place >= start:
+            run.peak = max(run.peak, total - base)
+    return run
+
+
+def _live(recorder: Recorder) -> int:
+    return sum(recorder.trace.allocations[number].size for _, number in recorder._live.values())
