@@ -15,6 +15,7 @@ class ParameterGroup:
         parameters: how many numbers; quantised ones are counted as numbers, not as bytes.
         bytes: memory of the numbers themselves, with scales and code tables.
         example: the path of one of them.
+
     """
 
     storage: str

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitplan.audit import ParameterGroup
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device
-from fitplan.errors import MissingDependency, SetupConflict
+from fitplan.errors import FitplanError, MissingDependency, ModelNotSupported, SetupConflict
 from fitplan.estimate import MemoryEstimate, estimate_trace
 from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.setup import Method, TrainingSetup, settings_for
@@ -34,6 +34,7 @@ class Plan:
         estimate: what it needs.
         parameters: the model's parameters by how they are stored.
         verdict: whether it fits; ``None`` where no GPU was given.
+
     """
 
     setup: TrainingSetup
@@ -69,6 +70,7 @@ class CheckReport:
         plans: one for each method asked for.
         source: where the numbers come from: ``"trace"``.
         versions: the libraries that were traced.
+
     """
 
     model: ModelConfig
@@ -106,6 +108,7 @@ def check(
     Raises:
         InputError: model, GPU or settings make no sense.
         MissingDependency: the answer needs packages that are not installed.
+
     """
     device = _device(gpu, vram)
     setups = _setups(method, settings)
@@ -115,12 +118,17 @@ def check(
 
 
 def estimate(
-    model: Any, *, capability: tuple[int, int] = DEFAULT_CAPABILITY, progress: Progress = lambda _: None, **settings: Any
+    model: Any,
+    *,
+    capability: tuple[int, int] = DEFAULT_CAPABILITY,
+    progress: Progress = lambda _: None,
+    **settings: Any,
 ) -> MemoryEstimate:
     """Predict the memory of fine-tuning ``model`` with one setup, on a GPU of that compute capability.
 
     Raises:
         As :func:`check`.
+
     """
     setup = TrainingSetup.from_dict(settings)
     return _traced(resolve_model(model), setup, capability, progress)[0]
@@ -169,9 +177,21 @@ def _traced(
             raise MissingDependency(
                 f"tracing a model needs {error.name or 'torch'}, which is not installed; pip install 'fitplan[torch]'"
             ) from error
-        run = trace_training(
-            load_config(model.settings), setup, Gpu(capability), progress=lambda what: progress(f"{setup.method}: {what}")
-        )
+        try:
+            run = trace_training(
+                load_config(model.settings),
+                setup,
+                Gpu(capability),
+                progress=lambda what: progress(f"{setup.method}: {what}"),
+            )
+        except FitplanError:
+            raise
+        except Exception as error:  # what a contradictory config does depends on the code of each model
+            text = " ".join(str(error).split())[:240]
+            raise ModelNotSupported(
+                f"the training step of {model.name} cannot be run as its config and the setup say: "
+                f"{type(error).__name__}: {text}; check the config's dimensions against each other"
+            ) from error
     return estimate_trace(run.trace), run
 
 

@@ -20,6 +20,7 @@ class MemoryMoment:
         name: e.g. ``"backward of layer 31"``.
         bytes: allocated at that point.
         breakdown: the same by category; sums to ``bytes``.
+
     """
 
     name: str
@@ -40,6 +41,7 @@ class MemoryEstimate:
         moments: the highest point of each kind of moment, in the order in which they first come.
         large_blocks: allocations above 1 MiB that live at the peak.
         peak_reserved_bytes: segments the caching allocator holds; ``None`` while not modelled.
+
     """
 
     peak: MemoryMoment

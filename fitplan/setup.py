@@ -106,6 +106,7 @@ class TrainingSetup:
     Raises:
         SetupConflict: two settings contradict each other.
         InputError: a value is outside its range.
+
     """
 
     method: Method = Method.QLORA
@@ -172,6 +173,7 @@ class TrainingSetup:
 
         Raises:
             InputError: a key is unknown (the nearest known one is named), or as the class itself.
+
         """
         known = {f.name for f in fields(cls)}
         for name in settings:
@@ -229,10 +231,15 @@ def _enum(kind: type[StrEnum], name: str, value: Any) -> StrEnum | None:
         raise InputError(f"{name} cannot be {value!r}: known are {', '.join(kind)}{hint}") from None
 
 
+MAX_TOKENS = 2**24
+"""In a micro-batch: up to there the trace knows what the batch holds, and so whether a mask is built."""
+MAX_STEP_TOKENS = 2**26
+"""In an optimizer step, all of whose batches are made."""
+
 _RANGES: Mapping[str, tuple[int, int]] = {
     "batch_size": (1, 2**20),
     "seq_len": (1, 2**24),
-    "gradient_accumulation_steps": (1, 2**20),
+    "gradient_accumulation_steps": (1, 2**12),
     "lora_r": (1, 2**16),
     "lora_alpha": (1, 2**20),
     "num_labels": (1, 2**24),
@@ -248,6 +255,17 @@ def _check_ranges(setup: TrainingSetup) -> None:
             raise InputError(f"{name} must be a whole number, not {value!r}")
         if not low <= value <= high:
             raise InputError(f"{name} must lie between {low} and {high}, not {value}")
+    rows = setup.batch_size * setup.seq_len
+    for name, tokens, most in (
+        ("batch_size x seq_len", rows, MAX_TOKENS),
+        (
+            "batch_size x seq_len x gradient_accumulation_steps",
+            rows * setup.gradient_accumulation_steps,
+            MAX_STEP_TOKENS,
+        ),
+    ):
+        if tokens > most:
+            raise InputError(f"{name} is {tokens} tokens; at most {most} can be answered for")
     dropout = setup.lora_dropout
     if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, int | float)):
         raise InputError(f"lora_dropout must be a number, not {dropout!r}")
@@ -293,4 +311,6 @@ def _refuse(setup: TrainingSetup, names: tuple[str, ...], other: str, why: str) 
         value = getattr(setup, name)
         if value is not None:
             shown = ",".join(value) if isinstance(value, tuple) else value
-            raise SetupConflict(name, other, f"{name} {shown} with {other} {getattr(setup, other)}: {why}, or drop {name}")
+            raise SetupConflict(
+                name, other, f"{name} {shown} with {other} {getattr(setup, other)}: {why}, or drop {name}"
+            )

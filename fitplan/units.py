@@ -33,9 +33,10 @@ def parse_size(text: str) -> int:
 
     Raises:
         InputError: the text is not a positive size.
+
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text, flags=re.IGNORECASE)
-    size = round(float(match[1]) * _FACTORS[(match[2] or "").lower()]) if match else 0
-    if size <= 0:
+    size = float(match[1]) * _FACTORS[(match[2] or "").lower()] if match else 0.0
+    if not 1 <= size < 2**63:
         raise InputError(f"{text!r} is no memory size; write it like 24GiB or 24GB")
-    return size
+    return round(size)

@@ -18,7 +18,7 @@ CUDA_CONTEXT_SPREAD = CUDA_CONTEXT_BYTES - 256 * MIB
 """How far that differs between GPUs: the lowest public figure is 256 MiB, on an RTX 3090 (InvokeAI issue 9413)."""
 
 UNSPLIT_BLOCK_BYTES = MIB
-"""The most that one large block can hold without having asked for it (pytorch CUDACachingAllocator ``should_split``)."""
+"""The most that a large block can hold without having asked for it (pytorch CUDACachingAllocator ``should_split``)."""
 
 
 class Fit(StrEnum):
@@ -38,6 +38,7 @@ class Verdict:
         slack_bytes: what is left of the device's memory at the peak; negative if it does not fit.
         uncertainty_bytes: how much more than estimated the job may need.
         reason: why, in words.
+
     """
 
     fit: Fit

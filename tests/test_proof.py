@@ -27,8 +27,8 @@ EVERY_METHOD_FOR = ("llama", "gpt2", "t5", "mixtral")
 MAIN_METHODS = ("full", "lora", "qlora", "qlora-plain")
 
 FAILS_FOR_REAL = {("deberta_v2", "qlora"), ("mixtral", "lora-no-autocast-dropout")}
-"""DeBERTa fills a bfloat16 tensor with the lowest float32 when k-bit preparation meets autocast, and raises; peft refuses
-dropout on fused experts."""
+"""DeBERTa fills a bfloat16 tensor with the lowest float32 when k-bit preparation meets autocast, and raises;
+peft refuses dropout on fused experts."""
 
 CASES = [
     (family, method)
@@ -55,8 +55,8 @@ def _training_events(trace: Trace) -> list[tuple[bool, int, Phase, int]]:
     """Births and releases in the training phases, in order, as (born, bytes, phase, step).
 
     Left out, or made equal, because it is not the same on a real CPU:
-    - loading and preparing: there the CPU builds bitsandbytes' code tables and peft's adapters itself, on a GPU the host
-      does; what is left of them is compared as the live bytes after preparing;
+    - loading and preparing: there the CPU builds bitsandbytes' code tables and peft's adapters itself, on a GPU the
+      host does;
     - the batch, which a real job builds on the host: on the CPU the host is the device;
     - scalars of up to 16 bytes: meta kernels of ``all`` and the like are written with more of them;
     - statistics of layer norms: the CPU keeps them in the input's type, CUDA and meta in float32;

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     run = options.pop("run", None)
     if run is None:
-        parser.print_help()
+        _complain("no command is given; see fitplan --help")
         return EXIT_BAD_INPUT
     try:
         code: int = run(**options)
@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> None:
-    print(f"fitplan: error: {message}", file=sys.stderr)
+    """One line, whatever a file name or a library's message holds: no line breaks, no terminal escapes."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(message.split()))
+    print(f"fitplan: error: {text}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,6 +67,7 @@ exit codes: 0 fits or tight, 1 does not fit, 2 bad input
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="fitplan",
+        allow_abbrev=False,
         description="Will this fine-tune fit on this GPU, and where does the memory go?",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     check = commands.add_parser(
         "check",
+        allow_abbrev=False,  # else a mistyped flag is taken for the flag that it begins
         help="predict the memory of a fine-tune and judge it against a GPU",
         description="Predict the memory of a fine-tune by tracing the real training step, and judge it against a GPU.",
         epilog=_EXAMPLES,
@@ -129,14 +133,12 @@ def _modules(text: str) -> str | tuple[str, ...]:
     return names[0] if names == (ALL_LINEAR,) else names
 
 
-def _check(
-    model: str, gpu: str | None, vram: str | None, method: str | None, as_json: bool, **settings: Any
-) -> int:
+def _check(model: str, gpu: str | None, vram: str | None, method: str | None, as_json: bool, **settings: Any) -> int:
     from fitplan.check import check
     from fitplan.verdict import Fit
 
     given = {name: value for name, value in settings.items() if value is not None}
-    with _narration() as progress:
+    with _Narration() as progress:
         report = check(model, gpu=gpu, vram=vram, method=method, progress=progress, **given)
     if as_json:
         print(json.dumps(report.to_dict(), indent=1))
@@ -150,7 +152,7 @@ def _check(
     return EXIT_DOES_NOT_FIT if verdicts and all(fit is Fit.DOES_NOT_FIT for fit in verdicts) else EXIT_FITS
 
 
-class _narration:
+class _Narration:
     """A spinner on stderr that says what is being done; silent where stderr is no terminal."""
 
     def __enter__(self) -> Any:

@@ -20,6 +20,7 @@ class Device:
         usable_bytes: what a CUDA process can have; the total where no figure is known.
         capability: CUDA compute capability; decides which kernels run.
         source: where the memory figure was read.
+
     """
 
     name: str
@@ -44,6 +45,7 @@ def find_device(name: str) -> Device:
 
     Raises:
         DeviceNotFound: no GPU is known under that name; the nearest names are given.
+
     """
     wanted = _normal(name)
     names: dict[str, Device] = {}
@@ -53,7 +55,7 @@ def find_device(name: str) -> Device:
     if wanted in names:
         return names[wanted]
     near = get_close_matches(wanted, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see the GPUs in profiles/gpus/gpus.json"
+    hint = f"did you mean {' or '.join(near)}?" if near else "see the GPUs in profiles/gpus/gpus.json."
     raise DeviceNotFound(f"no GPU is known as {name!r}; {hint} A memory size such as 24GiB can be given instead")
 
 

@@ -16,6 +16,7 @@ class CatalogEntry:
         hub_ids: Hugging Face ids with these very dimensions; the first is the model itself.
         aliases: short names.
         parameters: exact count, tied weights once.
+
     """
 
     name: str
@@ -45,8 +46,4 @@ def catalog() -> tuple[CatalogEntry, ...]:
 @cache
 def spellings() -> dict[str, CatalogEntry]:
     """Every name, alias and hub id, in lower case."""
-    return {
-        spelling.lower(): entry
-        for entry in catalog()
-        for spelling in (*entry.aliases, *entry.hub_ids, entry.name)
-    }
+    return {spelling.lower(): entry for entry in catalog() for spelling in (*entry.aliases, *entry.hub_ids, entry.name)}

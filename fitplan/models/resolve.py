@@ -22,6 +22,7 @@ class ModelConfig:
         name: what to call it.
         source: where it came from: ``"shipped"``, ``"file"``, ``"cache"``, ``"hub"`` or ``"given"``.
         settings: the content of ``config.json``.
+
     """
 
     name: str
@@ -45,6 +46,7 @@ def resolve_model(model: Any) -> ModelConfig:
     Raises:
         ModelNotFound: nothing is known under that name.
         InputError: what was found is not a model config.
+
     """
     if hasattr(model, "to_dict") and hasattr(model, "model_type"):
         settings = model.to_dict()
@@ -55,7 +57,11 @@ def resolve_model(model: Any) -> ModelConfig:
     shipped = spellings().get(text.lower())
     if shipped is not None:
         return ModelConfig(shipped.name, "shipped", shipped.config())
-    path = Path(text).expanduser()
+    if not text.strip():
+        raise ModelNotFound(
+            "the model's name is empty; give an alias, a hub id (owner/name), a folder or a config.json"
+        )
+    path = _path(text)
     if _exists(path) or text.endswith(".json") or text.startswith((".", "/", "~")):
         return _from_path(path)
     if text.count("/") == 1:
@@ -65,10 +71,17 @@ def resolve_model(model: Any) -> ModelConfig:
     raise ModelNotFound(f"no model is known as {text!r}; {hint}")
 
 
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~name of a user who does not exist
+        return Path(text)
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -82,7 +95,9 @@ def _from_path(path: Path) -> ModelConfig:
 
 def _name_of(path: Path) -> str:
     resolved = path.resolve()
-    return resolved.parent.name if resolved.name == "config.json" else resolved.stem if path.is_file() else resolved.name
+    return (
+        resolved.parent.name if resolved.name == "config.json" else resolved.stem if path.is_file() else resolved.name
+    )
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -92,7 +107,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise InputError(f"{file} is larger than 1 MiB, which no model config is; give the model's config.json")
         settings = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
         raise InputError(f"{file} is not valid JSON ({error}); give the model's config.json") from error
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
@@ -106,8 +121,21 @@ _COUNTS = (
     "head_dim", "num_local_experts", "num_experts", "max_position_embeddings", "d_model", "d_ff", "d_kv", "num_heads",
     "num_layers", "num_decoder_layers", "n_embd", "n_head", "n_layer", "n_positions", "n_inner",
 )  # fmt: skip
-_MAY_BE_NULL = ("n_inner", "num_key_value_heads", "head_dim", "num_decoder_layers", "intermediate_size", "num_local_experts")
-MAX_LAYERS = 4096
+_MAY_BE_NULL = (
+    "n_inner",
+    "num_key_value_heads",
+    "head_dim",
+    "num_decoder_layers",
+    "intermediate_size",
+    "num_local_experts",
+)
+_RATES = (
+    "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "dropout_rate", "dropout", "hidden_dropout",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "layerdrop", "summary_first_dropout",
+)  # fmt: skip
+MAX_LAYERS = 1024
+MAX_POSITIONS, MAX_TABLE = 2**24, 2**20
+"""Tables of positions are real when a model is built; GPT-J (``n_positions``) has one in each layer."""
 MAX_COUNT = 2**31
 
 
@@ -116,26 +144,43 @@ def _checked(model: ModelConfig) -> ModelConfig:
 
     Raises:
         InputError: the field that cannot, by name.
+
     """
     settings = model.settings
     if not isinstance(settings.get("model_type"), str):
         raise InputError(f"the config of {model.name} names no model_type; is it a model's config.json?")
-    nested = [settings.get("text_config")] if isinstance(settings.get("text_config"), dict) else []
-    for part in (settings, *nested):
+    named, text = settings.get("architectures"), settings.get("text_config")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise InputError(f"the config of {model.name} has architectures {named!r}; it must be a list of class names")
+    if text is not None and not isinstance(text, dict):
+        raise InputError(f"the config of {model.name} has text_config {text!r}; it must be an object")
+    for part in (settings, text or {}):
+        for name in _RATES:
+            rate = part.get(name, 0)
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+                raise InputError(f"the config of {model.name} has {name} {rate!r}; it must be a number from 0 to 1")
         for name in _COUNTS:
             if name not in part or (part[name] is None and name in _MAY_BE_NULL):
                 continue
             value = part[name]
-            limit = MAX_LAYERS if "layer" in name else MAX_COUNT
+            limit = _limit(name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-                raise InputError(f"the config of {model.name} has {name} {value!r}; it must be a number from 1 to {limit}")
+                raise InputError(
+                    f"the config of {model.name} has {name} {value!r}; it must be a number from 1 to {limit}"
+                )
     return model
+
+
+def _limit(name: str) -> int:
+    if "layer" in name:
+        return MAX_LAYERS
+    return {"max_position_embeddings": MAX_POSITIONS, "n_positions": MAX_TABLE}.get(name, MAX_COUNT)
 
 
 def _from_hub(hub_id: str) -> ModelConfig:
     try:
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache
         from huggingface_hub import errors as hub_errors
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     except ImportError:
         raise MissingDependency(
             f"{hub_id} is not shipped with fitplan, and fetching its config needs huggingface_hub; "
@@ -145,6 +190,8 @@ def _from_hub(hub_id: str) -> ModelConfig:
         cached = try_to_load_from_cache(hub_id, "config.json")
         if isinstance(cached, str):
             return _checked(ModelConfig(hub_id, "cache", _read_config(Path(cached))))
+        # asked first because it does not retry: hf_hub_download waits half a minute for a hub that is not there
+        get_hf_file_metadata(hf_hub_url(hub_id, "config.json"), timeout=HUB_TIMEOUT_SECONDS)
         file = hf_hub_download(hub_id, "config.json", etag_timeout=HUB_TIMEOUT_SECONDS)
     except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled) as error:
         raise _unreachable(hub_id, "offline") from error

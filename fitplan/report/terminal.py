@@ -11,7 +11,8 @@ from fitplan.audit import ParameterGroup, unquantised_share
 from fitplan.check import CheckReport, Plan
 from fitplan.devices.device import Device
 from fitplan.estimate import MemoryEstimate
-from fitplan.setup import ALL_LINEAR, Method, MixedPrecision, Padding as RowPadding, TrainingSetup
+from fitplan.setup import ALL_LINEAR, Method, MixedPrecision, TrainingSetup
+from fitplan.setup import Padding as RowPadding
 from fitplan.trace.events import Category
 from fitplan.units import count, gib
 from fitplan.verdict import CUDA_CONTEXT_BYTES, Fit, device_bytes
@@ -97,7 +98,13 @@ def describe(setup: TrainingSetup) -> str:
         words.append(f"accumulated {setup.gradient_accumulation_steps} times")
     if setup.method is not Method.FULL:
         targets = setup.target_modules
-        shown = "all linear layers" if targets == ALL_LINEAR else targets if isinstance(targets, str) else ",".join(targets or ())
+        shown = (
+            "all linear layers"
+            if targets == ALL_LINEAR
+            else targets
+            if isinstance(targets, str)
+            else ",".join(targets or ())
+        )
         words.append(f"r={setup.lora_r} on {shown}")
     if setup.quant is not None:
         words.append(str(setup.quant) + (" with double quantisation" if setup.double_quant else ""))

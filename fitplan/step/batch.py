@@ -37,7 +37,7 @@ def _ordinary_tokens(config: PretrainedConfig) -> int:
     return max(1, int(config.vocab_size))
 
 
-def count_labels(task: Task, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+def count_labels(batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     """``num_items_in_batch`` of ``Trainer``: labels that count towards the loss, over one optimizer step."""
     labels = [batch["labels"] for batch in batches]
     return torch.stack([(row != IGNORED_LABEL).sum() for row in labels]).sum()

@@ -9,7 +9,8 @@ from fitplan.phase import Phase
 class Observer(Protocol):
     """Told what the program does: the phase, and in the loading phase the parameter."""
 
-    def __call__(self, phase: Phase, owner: str = "", /) -> None: ...
+    def __call__(self, phase: Phase, owner: str = "", /) -> None:
+        """``phase`` begins, or goes on with ``owner``."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Place:
     Attributes:
         device: ``"meta"``, ``"cpu"`` or ``"cuda"``.
         kernels: ``"cuda"`` or ``"cpu"``; differs from ``device`` on ``meta`` only.
+
     """
 
     device: str

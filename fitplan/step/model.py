@@ -39,6 +39,7 @@ def load_config(settings: Mapping[str, Any]) -> PretrainedConfig:
 
     Raises:
         ModelNotSupported: transformers does not know the model type, or refuses the values.
+
     """
     model_type = settings.get("model_type")
     if model_type not in transformers.CONFIG_MAPPING:
@@ -75,6 +76,7 @@ def model_class(config: PretrainedConfig, task: Task) -> type[PreTrainedModel]:
 
     Raises:
         ModelNotSupported: there is none.
+
     """
     mapping = _AUTO_CLASSES[task]._model_mapping
     if type(config) not in mapping:
@@ -88,8 +90,10 @@ def build_skeleton(config: PretrainedConfig, setup: TrainingSetup, place: Place)
 
     Raises:
         ModelNotSupported: transformers cannot build this config.
+
     """
     model = _architecture(config, setup)
+    _check_length(model, config, setup)
     if setup.method is Method.QLORA:
         _replace_linear_layers(model, setup, place)
     return model
@@ -105,14 +109,12 @@ def load_model(
 
     Raises:
         InputError: a target module is not in the model.
+
     """
     observe(Phase.LOAD)
     _load_weights(model, setup, place.device, observe)
     observe(Phase.PREPARE)
-    if setup.method is not Method.FULL:
-        trained = _add_adapters(model, config, setup)
-    else:
-        trained = model
+    trained: Any = model if setup.method is Method.FULL else _add_adapters(model, config, setup)
     trained.train()
     if setup.gradient_checkpointing:
         _enable_checkpointing(trained, setup)
@@ -139,19 +141,46 @@ def _architecture(config: PretrainedConfig, setup: TrainingSetup) -> PreTrainedM
             attn = {"attn_implementation": str(setup.attn)} if setup.attn is not None else {}
             model = build(config, **attn, **{dtype_name: dtype})
     except ImportError as error:
-        raise InputError(f"attn {setup.attn} cannot be used here: {_one_line(error)}") from error
+        raise InputError(
+            f"attn {setup.attn or 'as the config says'} cannot be used here: {_one_line(error)}"
+        ) from error
     except Exception as error:  # a config with impossible numbers fails somewhere inside the model
         if setup.attn is not None and "attention" in str(error).lower() and "support" in str(error).lower():
             raise InputError(
-                f"transformers {transformers.__version__} has no {setup.attn} attention for {config.model_type} models; "
+                f"transformers {transformers.__version__} has no {setup.attn} attention for {config.model_type}; "
                 "leave attn out, or choose eager"
             ) from error
-        raise ModelNotSupported(f"transformers cannot build this {config.model_type} model: {_one_line(error)}") from error
+        raise ModelNotSupported(
+            f"transformers cannot build this {config.model_type} model: {_one_line(error)}"
+        ) from error
     _keep_in_fp32(model, setup)
     model.tie_weights()
     if getattr(config, "fitplan_untied_head", False):
         _untie_head(model)
     return model
+
+
+_POSITION_TABLES = ("wpe", "position_embeddings", "embed_positions")
+
+
+def _check_length(model: PreTrainedModel, config: PretrainedConfig, setup: TrainingSetup) -> None:
+    """Models that look positions up in a table cannot read further than the table goes.
+
+    The meta device does not look, a GPU stops with a failed assertion.
+    """
+    limits = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in _POSITION_TABLES:
+            reserved = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
+            limits.append(module.num_embeddings - getattr(module, "offset", reserved))  # OPT names its offset
+    for path, buffer in model.named_buffers():
+        if path.rpartition(".")[2] in _POSITION_TABLES:
+            limits.append(buffer.shape[0])
+    if limits and setup.seq_len > min(limits):
+        raise InputError(
+            f"seq_len {setup.seq_len} is longer than the {min(limits)} positions this {config.model_type} model knows; "
+            f"choose seq_len {min(limits)} or less"
+        )
 
 
 def _untie_head(model: PreTrainedModel) -> None:
@@ -163,7 +192,16 @@ def _untie_head(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Every parameter that is registered moves to the meta device at once; nothing is initialised."""
+    """Parameters are made on the meta device, or move there when they are registered; nothing is initialised.
+
+    ``torch.empty`` is what parameters are made with, and never buffers whose values matter: a fused expert matrix can
+    be larger than the memory of the machine that asks.
+    """
+    empty = torch.empty
+
+    def empty_on_meta(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return empty(*args, **{**kwargs, "device": "meta"})
+
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -171,14 +209,19 @@ def _parameters_on_meta() -> Iterator[None]:
         if param is not None and param.device.type != "meta":
             module._parameters[name] = type(param)(param.to("meta"), requires_grad=param.requires_grad)
 
+    def untouched(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return tensor
+
     initialisers = {name: fn for name, fn in vars(torch.nn.init).items() if name.endswith("_") and callable(fn)}
     nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
+    torch.empty = empty_on_meta
     for name in initialisers:
-        setattr(torch.nn.init, name, lambda tensor, *args, **kwargs: tensor)
+        setattr(torch.nn.init, name, untouched)
     try:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+        torch.empty = empty
         for name, fn in initialisers.items():
             setattr(torch.nn.init, name, fn)
 
@@ -256,7 +299,9 @@ def _load_weights(model: nn.Module, setup: TrainingSetup, device: str, observe: 
 
 def _load_weight(param: nn.Parameter, name: str, dtype: torch.dtype, device: str) -> nn.Parameter:
     kind = type(param).__name__
-    value = torch.empty(param.shape, dtype=dtype if kind in ("Params4bit", "Int8Params") else param.dtype, device=device)
+    value = torch.empty(
+        param.shape, dtype=dtype if kind in ("Params4bit", "Int8Params") else param.dtype, device=device
+    )
     if device != "meta":
         _randomise(value, name)
     if kind == "Params4bit":
@@ -319,9 +364,10 @@ _PEFT_TASKS = {
 }
 
 
-def _enable_checkpointing(model: nn.Module, setup: TrainingSetup) -> None:
+def _enable_checkpointing(model: Any, setup: TrainingSetup) -> None:
     """As ``Trainer`` does; with the reentrant variant (default before transformers 5) frozen embeddings must be asked
-    for gradients, which is what TRL and peft's guides do."""
+    for gradients, which is what TRL and peft's guides do.
+    """
     if not getattr(model, "supports_gradient_checkpointing", True):
         raise InputError(
             f"{type(model).__name__} supports no gradient checkpointing in transformers {transformers.__version__}; "

@@ -28,7 +28,7 @@ def make_optimizer(model: nn.Module, setup: TrainingSetup, place: Place) -> torc
 
 
 def _parameter_groups(model: nn.Module, arguments: TrainingArguments) -> list[dict[str, Any]]:
-    decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
+    decayed = set(Trainer.get_decay_parameter_names(None, model))
     trained = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     return [
         {"params": [p for name, p in trained if name in decayed], "weight_decay": arguments.weight_decay},

@@ -51,7 +51,7 @@ def train(
         batches = [make_batch(config, task, setup, place.device) for _ in range(accumulation)]
         extra: dict[str, Any] = {}
         if takes_count:
-            extra["num_items_in_batch"] = count_labels(task, batches)
+            extra["num_items_in_batch"] = count_labels(batches)
         for inputs in batches[: micro_batches or accumulation]:
             observe(Phase.FORWARD)
             loss = _compute_loss(model, inputs, extra)
@@ -85,9 +85,9 @@ def _wrap_forward(model: nn.Module, setup: TrainingSetup, place: Place) -> None:
         return
     assert setup.mixed_precision is not None
     autocast = torch.autocast(device_type=place.kernels, dtype=_AUTOCAST_DTYPES[setup.mixed_precision])
-    forward = model.forward.__func__  # type: ignore[attr-defined]
-    model.forward = MethodType(autocast(forward), model)  # type: ignore[method-assign]
-    model.forward = MethodType(convert_outputs_to_fp32(model.forward.__func__), model)  # type: ignore[method-assign]
+    forward = model.forward.__func__
+    model.forward = MethodType(autocast(forward), model)
+    model.forward = MethodType(convert_outputs_to_fp32(model.forward.__func__), model)
 
 
 def _takes_loss_kwargs(model: nn.Module) -> bool:

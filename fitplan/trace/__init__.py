@@ -1,0 +1,1 @@
+"""Recording the training step."""

@@ -26,15 +26,16 @@ _FP32_APPEND_DTYPE = "fp32_append_dtype"
 _PROMOTE = "promote"
 
 _CUDA = {
-    _LOWER: "_convolution.deprecated _convolution conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d.input "
-    "conv_transpose3d.input convolution prelu addmm addmv addr matmul einsum mm mv linalg_vecdot linear addbmm baddbmm "
-    "bmm chain_matmul linalg_multi_dot scaled_dot_product_attention",
+    _LOWER: "_convolution.deprecated _convolution conv1d conv2d conv3d conv_tbc conv_transpose1d "
+    "conv_transpose2d.input conv_transpose3d.input convolution prelu addmm addmv addr matmul einsum mm mv "
+    "linalg_vecdot linear addbmm baddbmm bmm chain_matmul linalg_multi_dot scaled_dot_product_attention",
     _FP32: "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar "
     "pow.Tensor_Tensor pow.Scalar softplus layer_norm native_layer_norm rms_norm group_norm cosine_similarity "
     "cosine_embedding_loss nll_loss nll_loss2d hinge_embedding_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss "
     "margin_ranking_loss multilabel_margin_loss soft_margin_loss triplet_margin_loss multi_margin_loss "
     "binary_cross_entropy_with_logits dist cdist renorm logsumexp",
-    _FP32_SET_DTYPE: "prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm sum sum.dim_IntList",
+    _FP32_SET_DTYPE: "prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm sum "
+    "sum.dim_IntList",
     _FP32_APPEND_DTYPE: "norm.Scalar norm.ScalarOpt_dim",
     _PROMOTE: "addcdiv addcmul atan2 bilinear cross dot vdot index_put tensordot scatter_add",
 }
@@ -95,8 +96,9 @@ def autocast_on_meta(device_type: str) -> Iterator[None]:
             if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", installed_key):
                 library.impl(name, _kernel(name, policy, device_type, cache), _KEY)
     try:
-        with _patched_autocast(device_type, cache), torch._C._IncludeDispatchKeyGuard(
-            torch._C.DispatchKey.AutocastPrivateUse1
+        with (
+            _patched_autocast(device_type, cache),
+            torch._C._IncludeDispatchKeyGuard(torch._C.DispatchKey.AutocastPrivateUse1),
         ):
             torch.set_autocast_enabled("privateuseone", True)
             yield

@@ -27,6 +27,7 @@ class Depth:
         full: layers in the model.
         period: number of layers after which kinds of layers repeat.
         head: layers at the beginning that are not taken as a pattern.
+
     """
 
     traced: int
@@ -89,6 +90,7 @@ def deepen(trace: Trace, depths: dict[str, Depth]) -> Trace:
 
     Raises:
         NotPeriodic: the layers are not alike.
+
     """
     for stack, depth in depths.items():
         trace = _Deepening(trace, stack, depth).run()
@@ -159,7 +161,9 @@ class _Deepening:
     def _split_turns(self, stretches: list[_Stretch]) -> Iterator[_Stretch]:
         """Where one sweep ends in the layer in which the next begins, the next begins after the last birth."""
         for before, stretch, after in zip([None, *stretches], stretches, [*stretches[1:], None], strict=False):
-            turns = before is not None and after is not None and before.index is not None and before.index == after.index
+            turns = (
+                before is not None and after is not None and before.index is not None and before.index == after.index
+            )
             births = [p for p in range(stretch.start, stretch.stop) if self._old.events[p] >= 0]
             if turns and births and births[-1] + 1 < stretch.stop and stretch.index is not None:
                 yield _Stretch(stretch.index, stretch.start, births[-1] + 1)
@@ -305,7 +309,9 @@ class _Deepening:
         if key not in self._renamed:
             layer = moment.layer
             moved = layer and layer.stack == self._stack
-            self._renamed[key] = replace(moment, layer=Layer(self._stack, layer.index + shift)) if moved and layer else moment
+            self._renamed[key] = (
+                replace(moment, layer=Layer(self._stack, layer.index + shift)) if moved and layer else moment
+            )
         renamed: Moment = self._renamed[key]
         return renamed
 

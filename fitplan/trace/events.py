@@ -49,6 +49,7 @@ class Moment:
         part: which part of it: ``""``, ``"loss"``, ``"layer"`` or ``"recompute"``.
         layer: the layer, for the last two.
         step: 0 in the first optimizer step (no optimizer states yet), then 1.
+
     """
 
     phase: Phase
@@ -96,6 +97,7 @@ class Allocation:
         op: the operator that returned it.
         layer: the layer in whose stretch it was born.
         parts: for a tensor that joins one of each layer (a stack of gradient norms, say), the bytes of each.
+
     """
 
     size: int
@@ -115,6 +117,7 @@ class Trace:
         events: ``i`` where allocation ``i`` is born, ``~i`` where it is released, in order of time.
         moments: for each event, the moment in which it happened.
         stacks: the number of layers of each stack, by its name.
+
     """
 
     allocations: list[Allocation] = field(default_factory=list)

@@ -6,8 +6,9 @@ Source: flash-attn 2 ``flash_attn/flash_attn_interface.py``, ``flash_attn/bert_p
 ``csrc/flash_attn/flash_api.cpp``.
 """
 
-import importlib.metadata
 import importlib.machinery
+import itertools
+import importlib.metadata
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,7 +134,7 @@ def flash_attn_package() -> Iterator[None]:
         module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
         for name in names:
             setattr(module, name, getattr(here, name))
-    package.__version__ = VERSION  # type: ignore[attr-defined]
+    package.__version__ = VERSION
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "flash_attn"}
     sys.modules["flash_attn"], sys.modules["flash_attn.bert_padding"] = package, padding
     restore = _make_available()
@@ -160,11 +161,12 @@ def _make_available() -> Any:
         done.append((holder, name, holder.__dict__[name]))
         setattr(holder, name, value)
 
-    for module_name, module in list(sys.modules.items()):
-        if module_name.startswith("transformers") and isinstance(module, ModuleType):
-            for check in _CHECKS:
-                if check in module.__dict__:
-                    put(module, check, lambda *args, **kwargs: True)
+    loaded = [
+        m for name, m in list(sys.modules.items()) if name.startswith("transformers") and isinstance(m, ModuleType)
+    ]
+    for module, check in itertools.product(loaded, _CHECKS):
+        if check in module.__dict__:
+            put(module, check, lambda *args, **kwargs: True)
     if "_check_and_enable_flash_attn_2" in PreTrainedModel.__dict__:  # transformers before 4.56
 
         def enable(cls: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
@@ -172,22 +174,25 @@ def _make_available() -> Any:
             return config
 
         put(PreTrainedModel, "_check_and_enable_flash_attn_2", classmethod(enable))
-    if "_flash_attn_can_dispatch" in PreTrainedModel.__dict__:
-        put(PreTrainedModel, "_flash_attn_can_dispatch", lambda self, *args, **kwargs: True)
-    if "_flash_attn_2_can_dispatch" in PreTrainedModel.__dict__:
-        put(PreTrainedModel, "_flash_attn_2_can_dispatch", lambda self, *args, **kwargs: True)
+    for check in ("_flash_attn_can_dispatch", "_flash_attn_2_can_dispatch"):
+        if check in PreTrainedModel.__dict__:
+            put(PreTrainedModel, check, lambda self, *args, **kwargs: True)
     for name in ("_loaded_implementation", "_flash_fn"):
         if name in flash_utils.__dict__:
             put(flash_utils, name, None)
     if not hasattr(flash_utils, "_lazy_imports"):  # transformers before 4.53 imports the functions by name
-        for name in ("flash_attn_func", "flash_attn_varlen_func", "index_first_axis", "pad_input", "unpad_input"):
-            flash_utils.__dict__.setdefault(name, None)
-            put(flash_utils, name, getattr(sys.modules[__name__], name))
-        flash_utils.__dict__.setdefault("_flash_supports_window_size", True)
-        put(flash_utils, "_flash_supports_window_size", True)
+        _put_by_name(flash_utils, put)
 
     def undo() -> None:
         for holder, name, value in reversed(done):
             setattr(holder, name, value)
 
     return undo
+
+
+def _put_by_name(flash_utils: ModuleType, put: Any) -> None:
+    for name in ("flash_attn_func", "flash_attn_varlen_func", "index_first_axis", "pad_input", "unpad_input"):
+        flash_utils.__dict__.setdefault(name, None)
+        put(flash_utils, name, getattr(sys.modules[__name__], name))
+    flash_utils.__dict__.setdefault("_flash_supports_window_size", True)
+    put(flash_utils, "_flash_supports_window_size", True)

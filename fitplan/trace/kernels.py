@@ -26,6 +26,7 @@ class Gpu:
     Attributes:
         capability: CUDA compute capability, e.g. (9, 0).
         multiprocessors: number of streaming multiprocessors.
+
     """
 
     capability: tuple[int, int] = (8, 0)
@@ -61,8 +62,8 @@ def scaled_dot_product_attention(
 ) -> torch.Tensor:
     """The operator with the backend that CUDA (``gpu``) or the CPU (``None``) would choose.
 
-    Source: pytorch ``aten/src/ATen/native/transformers/attention.cpp`` and ``cuda/sdp_utils.cpp``. Where both apply cuDNN
-    (first choice on compute capability 9.0 and 10 since cuDNN 9.15.1) and flash save the same tensors; flash is traced.
+    Source: pytorch ``aten/src/ATen/native/transformers/attention.cpp`` and ``cuda/sdp_utils.cpp``. Where cuDNN is
+    the first choice (compute capability 9 and 10, since cuDNN 9.15.1) it saves what flash saves; flash is traced.
     """
     if gpu is None:
         return _cpu_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
@@ -122,13 +123,35 @@ def _cpu_attention(
     half_mismatch = mask is not None and mask.dtype not in (torch.bool, torch.float32, query.dtype)
     mask_needs_grad = mask is not None and mask.requires_grad
     same_heads = query.shape[1] == key.shape[1] or gqa
-    if dropout_p == 0.0 and not half_mismatch and not mask_needs_grad and same_heads and query.shape[-1] == value.shape[-1]:
+    if (
+        dropout_p == 0.0
+        and not half_mismatch
+        and not mask_needs_grad
+        and same_heads
+        and query.shape[-1] == value.shape[-1]
+    ):
         mask = _float_mask(mask, query)
         output: torch.Tensor = aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
         )[0]
         return output
     return _math(query, key, value, mask, dropout_p, is_causal, scale, gqa)
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+def dropout(tensor: torch.Tensor, p: float, train: bool) -> torch.Tensor:
+    """The fused kernel of CUDA, which keeps a mask of one byte an element; the CPU's mask has the type of the input.
+
+    Source: pytorch ``aten/src/ATen/native/Dropout.cpp``, ``is_fused_kernel_acceptable``, and ``cuda/Dropout.cu``.
+    """
+    if not train or p == 0 or not tensor.numel():
+        return tensor
+    if p == 1:
+        return tensor.mul(tensor.new_zeros(()))
+    output: torch.Tensor = aten.native_dropout(tensor, p, True)[0]
+    return output
 
 
 # --- scratch ----------------------------------------------------------------------------------------------------------
@@ -181,8 +204,9 @@ def _efficient_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _embedding_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
-    """Source: pytorch ``aten/src/ATen/native/cuda/Embedding.cu`` and ``EmbeddingBackwardKernel.cu``: beyond 3072 indices
-    they are sorted (keys and positions, in and out), and segments of ten rows are summed in float32."""
+    """Source: pytorch ``aten/src/ATen/native/cuda/Embedding.cu`` and ``EmbeddingBackwardKernel.cu``: beyond 3072
+    indices they are sorted (keys and positions, in and out), and segments of ten rows are summed in float32.
+    """
     gradient, indices = args[0], args[1]
     count = indices.numel()
     output = func(*args, **kwargs)
@@ -196,28 +220,47 @@ def _embedding_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
 # --- bitsandbytes -----------------------------------------------------------------------------------------------------
 
 _FUSED_UP_TO = 4
-_FUSED_NEVER_ABOVE = 1536
 
 
 def _gemm_4bit(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
     """The 4-bit product: for training shapes the weight is dequantised in full and dropped after the product.
 
-    Source: bitsandbytes ``backends/cuda/ops.py``, ``gemm_4bit`` and ``_gemm_4bit_use_custom_cuda``.
+    Source: bitsandbytes ``backends/cuda/ops.py``, ``gemm_4bit``: fused up to 4 rows, never above 1536; in between
+    tables of timings decide for each GPU, and the dequantised weight, which is the larger need, is counted.
     """
-    rows, (out_features, in_features) = args[0].numel() // args[0].shape[-1], args[2]
-    if _fused_4bit(gpu, args[0].dtype, rows, out_features, in_features, args[4]):
+    rows, in_features, blocksize = args[0].numel() // args[0].shape[-1], args[2][1], args[4]
+    if rows <= _FUSED_UP_TO and in_features % blocksize == 0:
         return func(*args, **kwargs)
     from bitsandbytes.backends.default.ops import _gemm_4bit_default_impl
 
     return _gemm_4bit_default_impl(*args, **kwargs)
 
 
-def _fused_4bit(gpu: Gpu, dtype: torch.dtype, rows: int, n: int, k: int, blocksize: int) -> bool:
-    if rows > _FUSED_NEVER_ABOVE or k % blocksize:
-        return False
-    if rows <= _FUSED_UP_TO:
-        return True
-    return False
+def _int8_quantise(gpu: Gpu | None, func: Any, args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Rows to int8. Of outliers, which depend on values, none are found.
+
+    Source: bitsandbytes ``backends/cuda/ops.py``, ``int8_vectorwise_quant``.
+    """
+    tensor, threshold = args[0], args[1] if len(args) > 1 else kwargs.get("threshold", 0.0)
+    scales = tensor.new_empty((tensor.numel() // tensor.shape[-1],), dtype=torch.float32)
+    rows = tensor.new_empty(tensor.shape, dtype=torch.int8)
+    if threshold <= 0:
+        return rows, scales, None
+    outliers = tensor.abs() >= threshold
+    del outliers
+    return rows, scales, tensor.new_empty((0,), dtype=torch.int64)
+
+
+def _int8_product(gpu: Gpu | None, func: Any, args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The int8 product without outliers: summed in int32, scaled to float16, cast to the type of the input.
+
+    Source: bitsandbytes ``backends/default/ops.py``, ``int8_mixed_scaled_mm``, and ``cuda/ops.py``, ``int8_mm_dequant``.
+    """
+    inputs, rows, weight = args[:3]
+    no_outliers = inputs.new_empty((0,))
+    product = rows.new_empty((*rows.shape[:-1], weight.shape[0]), dtype=torch.int32)
+    scaled = product.new_empty(product.shape, dtype=torch.float16)
+    return scaled.to(inputs.dtype), no_outliers
 
 
 # --- experts ----------------------------------------------------------------------------------------------------------
@@ -245,7 +288,13 @@ Kernel = Callable[[Any, Any, Any, Any], Any]
 
 def common_kernels() -> dict[Any, Kernel]:
     """Rules that hold on every device."""
-    return {aten._grouped_mm.default: _grouped_mm} if hasattr(aten, "_grouped_mm") else {}
+    table: dict[Any, Kernel] = {}
+    if hasattr(aten, "_grouped_mm"):
+        table[aten._grouped_mm.default] = _grouped_mm
+    if hasattr(torch.ops.bitsandbytes, "int8_vectorwise_quant"):
+        table[torch.ops.bitsandbytes.int8_vectorwise_quant.default] = _int8_quantise
+        table[torch.ops.bitsandbytes.int8_mixed_scaled_mm.default] = _int8_product
+    return table
 
 
 def cuda_kernels() -> dict[Any, Kernel]:

@@ -7,13 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fitplan.trace import values
 from fitplan.trace.autocast import autocast_on_meta
-from fitplan.trace.kernels import Gpu, common_kernels, cuda_kernels, question, scaled_dot_product_attention
-from fitplan.trace.recorder import Recorder
-from fitplan.trace.events import Category
+from fitplan.trace.kernels import Gpu, common_kernels, cuda_kernels, dropout, question, scaled_dot_product_attention
 
 
 class _MetaKernels(TorchDispatchMode):
@@ -42,17 +40,20 @@ def meta_device(gpu: Gpu | None) -> Iterator[None]:
     """Inside, meta tensors are treated as tensors on ``gpu`` are; ``None`` stands for the CPU."""
     with ExitStack() as stack:
         stack.enter_context(autocast_on_meta("cuda" if gpu else "cpu"))
-        stack.enter_context(_attention(gpu))
+        stack.enter_context(_chosen_by_device(gpu))
         stack.enter_context(_patched_libraries(gpu))
+        stack.enter_context(_patched_bitsandbytes())
         stack.enter_context(_MetaKernels(gpu))
         yield
 
 
 @contextmanager
-def _attention(gpu: Gpu | None) -> Iterator[None]:
-    """The operator picks its backend below autograd and above the device; that is where ours is put."""
+def _chosen_by_device(gpu: Gpu | None) -> Iterator[None]:
+    """Operators that pick their kernel below autograd and above the device; that is where ours is put."""
     library = torch.library.Library("aten", "IMPL")
     library.impl("scaled_dot_product_attention", partial(scaled_dot_product_attention, gpu), "AutogradMeta")
+    if gpu is not None:
+        library.impl("dropout", dropout, "AutogradMeta")
     try:
         yield
     finally:
@@ -69,7 +70,11 @@ def _patched_libraries(gpu: Gpu | None) -> Iterator[None]:
     infer, fused = checkpoint._infer_device_type, foreach._get_fused_kernels_supported_devices
     checkpoint._infer_device_type = lambda *args: device_type
     foreach._get_fused_kernels_supported_devices = lambda: [*fused(), "meta"]
-    modules = [sys.modules[name] for name in ("torch.optim.optimizer", "torch.optim.adam", "torch.optim.adamw") if name in sys.modules]
+    modules = [
+        sys.modules[name]
+        for name in ("torch.optim.optimizer", "torch.optim.adam", "torch.optim.adamw")
+        if name in sys.modules
+    ]
     patched = [m for m in modules if hasattr(m, "_get_fused_kernels_supported_devices")]
     for module in patched:
         module._get_fused_kernels_supported_devices = foreach._get_fused_kernels_supported_devices
@@ -80,3 +85,37 @@ def _patched_libraries(gpu: Gpu | None) -> Iterator[None]:
         foreach._get_fused_kernels_supported_devices = fused
         for module in patched:
             module._get_fused_kernels_supported_devices = fused
+
+
+@contextmanager
+def _patched_bitsandbytes() -> Iterator[None]:
+    """The optimizers of bitsandbytes ask for a GPU and take paged states from CUDA's managed memory.
+
+    Managed memory is not the allocator's: paged states are there for the optimizer, and not in the trace.
+    """
+    try:
+        from bitsandbytes import functional
+    except ImportError:
+        yield
+        return
+
+    def get_paged(*shape: int, dtype: torch.dtype = torch.float32, device: Any = None) -> torch.Tensor:
+        with _disable_current_modes():
+            states = torch.empty(shape, dtype=dtype, device="meta")
+        states.is_paged, states.page_deviceid = True, 0  # type: ignore[attr-defined]
+        return states
+
+    stand_ins: dict[str, Any] = {
+        "get_paged": get_paged,
+        "is_on_gpu": lambda tensors: True,
+        "fill": lambda *args, **kwargs: None,
+        "prefetch_tensor": lambda *args, **kwargs: None,
+    }
+    real = {name: getattr(functional, name) for name in stand_ins}
+    for name, stand_in in stand_ins.items():
+        setattr(functional, name, stand_in)
+    try:
+        yield
+    finally:
+        for name, function in real.items():
+            setattr(functional, name, function)

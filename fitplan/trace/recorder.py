@@ -84,8 +84,8 @@ class Recorder(TorchDispatchMode):
 
     def watch(self, model: nn.Module) -> None:
         """Learn the module paths and layers, and label what is loaded."""
-        for path, module in model.named_modules():
-            path = path.removeprefix(_PEFT_PREFIX)
+        for full_path, module in model.named_modules():
+            path = full_path.removeprefix(_PEFT_PREFIX)
             self._paths[id(module)] = path
             layer = layer_of_path(path)
             if layer is not None and path == f"{layer.stack}.{layer.index}":
@@ -137,12 +137,12 @@ class Recorder(TorchDispatchMode):
             try:
                 output = call(module, *args, **kwargs)
             finally:
-                self._leave_module(module, layer)
+                self._leave_module(layer)
             if layer is not None and self._moment.phase is Phase.FORWARD:
                 self._await_backward(output, layer)
             return output
 
-        nn.Module.__call__ = seen  # type: ignore[method-assign,assignment]
+        nn.Module.__call__ = seen  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -161,7 +161,7 @@ class Recorder(TorchDispatchMode):
             self._at("", None)
         self._in_layer += layer is not None
 
-    def _leave_module(self, module: nn.Module, layer: Layer | None) -> None:
+    def _leave_module(self, layer: Layer | None) -> None:
         self._calls.pop()
         self._in_layer -= layer is not None
         after_head = self._moment.part == "loss" and not self._in_layer
@@ -234,7 +234,7 @@ class Recorder(TorchDispatchMode):
         if self._moment.phase not in (Phase.CLIP, Phase.OPTIMIZER) or not (args and isinstance(args[0], list)):
             return None
         parts: dict[Layer | None, int] = {}
-        for tensor in args[0]:
+        for tensor in (item for item in args[0] if isinstance(item, torch.Tensor)):
             source = self._allocation_of(tensor)
             layer = source.layer if source is not None else None
             parts[layer] = parts.get(layer, 0) + tensor.nbytes

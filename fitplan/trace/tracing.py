@@ -33,6 +33,7 @@ class TracedRun:
         attention: the attention implementation that was chosen.
         task: the task that was traced.
         layers_traced: for each stack of layers, how many were traced; the rest are replicas.
+
     """
 
     trace: Trace
@@ -45,19 +46,20 @@ class TracedRun:
 def trace_training(
     config: PretrainedConfig,
     setup: TrainingSetup,
-    gpu: Gpu | None = Gpu(),
+    gpu: Gpu | None,
     *,
     full_depth: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> TracedRun:
     """Run two training steps on the meta device and record them.
 
-    ``gpu`` decides which kernels are chosen; ``None`` traces the CPU's. With ``full_depth`` every layer is traced, which
-    is also what happens when the layers turn out not to repeat. ``progress`` is told what is being done.
+    ``gpu`` decides which kernels are chosen; ``None`` traces the CPU's. With ``full_depth`` every layer is traced,
+    which is also what happens when the layers turn out not to repeat. ``progress`` is told what is being done.
 
     Raises:
         ModelNotSupported: the model cannot be built, or what it does depends on the values of its weights.
         InputError: the setup does not suit the model.
+
     """
     for more_edge in () if full_depth else (0, 1):
         short, cut = shorten(config, more_edge)
@@ -70,10 +72,14 @@ def trace_training(
             trace = deepen(run.trace, depths)
         except NotPeriodic:
             continue
-        return TracedRun(trace, _grouped(run.parameters, depths), run.attention, task_of(config, setup), dict(run.trace.stacks))
+        return TracedRun(
+            trace, _grouped(run.parameters, depths), run.attention, task_of(config, setup), dict(run.trace.stacks)
+        )
     progress(f"tracing all {_layers(config)} layers")
     run = _trace_as_is(config, setup, gpu)
-    return TracedRun(run.trace, _grouped(run.parameters, {}), run.attention, task_of(config, setup), dict(run.trace.stacks))
+    return TracedRun(
+        run.trace, _grouped(run.parameters, {}), run.attention, task_of(config, setup), dict(run.trace.stacks)
+    )
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,8 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
         stack.enter_context(recorder.module_calls())
         train(model, config, setup, place, observe, micro_batches=min(2, setup.gradient_accumulation_steps))
         trace = recorder.finish()
-    return _ShortRun(trace, parameters_of(model, setup), Attention(model.config._attn_implementation))
+    attention = Attention(str(model.config._attn_implementation))
+    return _ShortRun(trace, parameters_of(model, setup), attention)
 
 
 @contextmanager
@@ -139,7 +146,9 @@ def _with_workspaces(recorder: Recorder, gpu: Gpu | None) -> Observer:
         recorder.enter(phase, owner)
         if gpu is not None and phase in waiting:
             waiting.remove(phase)
-            recorder.reserve(Allocation(gpu.cublas_workspace, Category.WORKSPACES, f"cuBLAS, {phase} thread", "cublasCreate"))
+            recorder.reserve(
+                Allocation(gpu.cublas_workspace, Category.WORKSPACES, f"cuBLAS, {phase} thread", "cublasCreate")
+            )
 
     return observe
 

@@ -85,6 +85,7 @@ def answer(tensor: torch.Tensor, question: str) -> torch.Tensor:
 
     Raises:
         ModelNotSupported: the answer depends on weights.
+
     """
     value = value_of(tensor)
     if value is not None:
