@@ -7,8 +7,8 @@ Source: flash-attn 2 ``flash_attn/flash_attn_interface.py``, ``flash_attn/bert_p
 """
 
 import importlib.machinery
-import itertools
 import importlib.metadata
+import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -254,7 +254,8 @@ def _int8_quantise(gpu: Gpu | None, func: Any, args: Any, kwargs: Any) -> tuple[
 def _int8_product(gpu: Gpu | None, func: Any, args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The int8 product without outliers: summed in int32, scaled to float16, cast to the type of the input.
 
-    Source: bitsandbytes ``backends/default/ops.py``, ``int8_mixed_scaled_mm``, and ``cuda/ops.py``, ``int8_mm_dequant``.
+    Source: bitsandbytes ``backends/default/ops.py``, ``int8_mixed_scaled_mm``; ``cuda/ops.py``,
+    ``int8_mm_dequant``.
     """
     inputs, rows, weight = args[:3]
     no_outliers = inputs.new_empty((0,))

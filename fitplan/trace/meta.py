@@ -102,7 +102,7 @@ def _patched_bitsandbytes() -> Iterator[None]:
     def get_paged(*shape: int, dtype: torch.dtype = torch.float32, device: Any = None) -> torch.Tensor:
         with _disable_current_modes():
             states = torch.empty(shape, dtype=dtype, device="meta")
-        states.is_paged, states.page_deviceid = True, 0  # type: ignore[attr-defined]
+        states.is_paged, states.page_deviceid = True, 0
         return states
 
     stand_ins: dict[str, Any] = {

@@ -1,0 +1,124 @@
+"""From events to peaks, moments and verdicts, by hand-made traces."""
+
+import pytest
+
+from fitplan.devices.device import Device, device_of_size, find_device, known_devices
+from fitplan.errors import DeviceNotFound, InputError
+from fitplan.estimate import MemoryEstimate, MemoryMoment, estimate_trace
+from fitplan.phase import Phase
+from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, layer_of_path
+from fitplan.units import GIB, MIB, count, gib, parse_size
+from fitplan.verdict import CUDA_CONTEXT_BYTES, CUDA_CONTEXT_SPREAD, Fit, device_bytes, judge, uncertainty_bytes
+
+
+def _trace() -> Trace:
+    trace = Trace(stacks={"model.layers": 2})
+    load, forward = Moment(Phase.LOAD), Moment(Phase.FORWARD, "layer", Layer("model.layers", 1))
+    backward = Moment(Phase.BACKWARD, "loss")
+    trace.born(Allocation(1000, Category.BASE_WEIGHTS, "model", "empty"), load)
+    activation = trace.born(Allocation(3 * MIB, Category.ACTIVATIONS, "model.layers.1", "mm"), forward)
+    trace.born(Allocation(1, Category.LOGITS_AND_LOSS, "loss", "nll"), backward)
+    trace.released(activation, backward)
+    trace.born(Allocation(2 * MIB, Category.GRADIENTS, "model", "mm"), backward)
+    return trace
+
+
+def test_blocks_are_rounded_up_and_the_peak_is_found() -> None:
+    estimate = estimate_trace(_trace())
+    assert estimate.peak_allocated_bytes == 1024 + 3 * MIB + 512
+    assert estimate.peak_moment == "backward of the loss"
+    assert estimate.breakdown[Category.ACTIVATIONS] == 3 * MIB
+    assert estimate.breakdown[Category.BASE_WEIGHTS] == 1024
+    assert estimate.breakdown[Category.LOGITS_AND_LOSS] == 512
+    assert estimate.large_blocks == 1
+
+
+def test_breakdowns_sum_to_their_moments() -> None:
+    estimate = estimate_trace(_trace())
+    assert [moment.name for moment in estimate.moments] == [
+        "loading the model", "forward of layer 1", "backward of the loss",
+    ]  # fmt: skip
+    assert [moment.bytes for moment in estimate.moments] == [1024, 1024 + 3 * MIB, 1024 + 3 * MIB + 512]
+    assert all(sum(moment.breakdown.values()) == moment.bytes for moment in estimate.moments)
+
+
+def test_a_coarser_granule_rounds_more() -> None:
+    assert estimate_trace(_trace(), granule=1).peak_allocated_bytes == 1000 + 3 * MIB + 1
+
+
+def _estimate(size: int, large_blocks: int = 0) -> MemoryEstimate:
+    moment = MemoryMoment("forward", {Category.BASE_WEIGHTS: size})
+    return MemoryEstimate(moment, (moment,), large_blocks)
+
+
+@pytest.mark.parametrize(
+    ("spare", "expected"),
+    [
+        (CUDA_CONTEXT_SPREAD + 100 * MIB, Fit.FITS),
+        (CUDA_CONTEXT_SPREAD + 100 * MIB - 1, Fit.TIGHT),
+        (0, Fit.TIGHT),
+        (-1, Fit.DOES_NOT_FIT),
+    ],
+)
+def test_the_verdict_turns_where_it_says(spare: int, expected: Fit) -> None:
+    estimate = _estimate(10 * GIB, large_blocks=100)
+    device = Device("test", 99 * GIB, device_bytes(estimate) + spare, (8, 0), "test")
+    verdict = judge(estimate, device)
+    assert verdict.fit is expected
+    assert verdict.slack_bytes == spare
+    assert verdict.uncertainty_bytes == uncertainty_bytes(estimate) == CUDA_CONTEXT_SPREAD + 100 * MIB
+    assert device_bytes(estimate) == 10 * GIB + CUDA_CONTEXT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("spelling", "mib"),
+    [
+        ("H100", 81559), ("h100_80gb", 81559), ("NVIDIA H100 80GB HBM3", 81559), ("a100-40gb", 40960), ("4090", 24564),
+        ("GeForce RTX 4090", 24564), ("rtx4090", 24564), ("t4", 15360), ("Tesla T4", 15360), ("v100-32gb", 32768),
+        ("L40S", 46068), ("a10g", 23028), ("h200", 143771), ("RTX 6000 Ada", 49140), ("5090", 32607),
+    ],
+)  # fmt: skip
+def test_gpus_are_found_by_the_names_people_use(spelling: str, mib: int) -> None:
+    assert find_device(spelling).total_bytes == mib * MIB
+
+
+def test_every_gpu_has_a_source_and_plausible_figures() -> None:
+    devices = known_devices()
+    assert len(devices) >= 40
+    for device in devices:
+        assert device.source
+        assert 0.9 * device.total_bytes < device.usable_bytes <= device.total_bytes
+        assert (6, 0) <= device.capability <= (13, 0)
+
+
+def test_an_unknown_gpu_suggests_the_nearest() -> None:
+    with pytest.raises(DeviceNotFound, match="h100"):
+        find_device("h1000")
+    assert device_of_size(24 * GIB).usable_bytes == 24 * GIB
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GiB", 24 * GIB), ("24GB", 24 * 10**9), ("24g", 24 * 10**9), ("1.5 GiB", 1536 * MIB), ("7", 7)],
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "0", "24 parsecs", "1e3", "nan"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="no memory size"):
+        parse_size(text)
+
+
+def test_sizes_and_counts_are_written() -> None:
+    assert gib(6 * GIB + GIB // 2) == "6.50 GiB"
+    assert gib(64 * MIB) == "64.0 MiB"
+    assert count(8_030_261_248) == "8.03 B"
+    assert count(41_943_040) == "41.94 M"
+
+
+def test_layers_are_read_off_paths() -> None:
+    assert layer_of_path("model.layers.3.mlp.up_proj") == Layer("model.layers", 3)
+    assert layer_of_path("encoder.block.0.layer.1.wo") == Layer("encoder.block", 0)
+    assert layer_of_path("lm_head.weight") is None
