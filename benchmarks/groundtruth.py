@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compares fitplan's predictions with public measurements, each traced with the library versions of the measurement.
 
-The rows lie in ``benchmarks/groundtruth/``, each with its source. For every set of versions a virtual environment is made
-once and kept; ``groundtruth/worker.py`` runs in it and traces the rows. Needs no GPU.
+The rows lie in ``benchmarks/groundtruth/``, each with its source. For every set of versions a virtual environment is
+made once and kept; ``groundtruth/worker.py`` runs in it and traces the rows. Needs no GPU.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "benchmarks" / "groundtruth"
 WORKER = DATA / "worker.py"
+WORDS = DATA / "page.toml"
 PAGE = ROOT / "docs" / "accuracy.md"
 EXAMPLES = """examples:
   python benchmarks/groundtruth.py                          trace everything, print the table
@@ -30,7 +32,7 @@ EXAMPLES = """examples:
   python benchmarks/groundtruth.py --pip-args="--extra-index-url https://download.pytorch.org/whl/cpu"
                                                             a small torch, without CUDA libraries
 
-exit codes: 0 the fully known rows are within their goals, 1 they are not or a row could not be traced, 2 bad arguments"""
+exit codes: 0 the fully known rows are within their goals; 1 they are not, or a row could not be traced; 2 bad usage"""
 
 TORCH, BITSANDBYTES = "2.13.0", "0.50.2"
 MIB = 2**20
@@ -67,6 +69,7 @@ class Row:
         versions: what it is traced with.
         job: what the worker is told.
         measured: bytes, by the name of the worker's result.
+
     """
 
     label: str
@@ -86,7 +89,7 @@ class Group:
         known: whether every setting that decides memory is known.
         setup: how the rows were set up for tracing.
         misses: why rows are off.
-        rows: gives the rows.
+
     """
 
     name: str
@@ -94,7 +97,11 @@ class Group:
     known: bool
     setup: str
     misses: str
-    rows: Callable[[], list[Row]]
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows, in the order of the data."""
+        return ROWS[self.name]()
 
 
 @dataclass(frozen=True)
@@ -213,9 +220,13 @@ def _metamathqa() -> list[Row]:
     return rows
 
 
+NOTEBOOK_VERSIONS = Versions("4.37.2", "0.8.2", "0.27.2")
+
+
 def _notebook() -> list[Row]:
     rows = []
-    for row in _load("fsdp_qlora.json"):
+    published = _load("fsdp_qlora.json")
+    for row in published:
         checkpointing, inference = row["gradient_checkpointing"], row["inference"]
         setup = {
             "method": row["method"],
@@ -231,6 +242,7 @@ def _notebook() -> list[Row]:
             "model": _model("notebook-1b"),
             "setup": setup,
             "inference": inference,
+            "first_backward": _grew(row, published),
             "capability": (8, 6),
         }
         after = {name: row[f"allocated_after_{name}_gb"] for name in ("forward", "backward")}
@@ -239,99 +251,33 @@ def _notebook() -> list[Row]:
             for name, gigabytes in after.items()
             if gigabytes is not None
         }
-        rows.append(Row(f"{row['method']}{how}, 1 x {row['seq_len']}", row["source"], OLDEST, job, measured))
+        rows.append(Row(f"{row['method']}{how}, 1 x {row['seq_len']}", row["source"], NOTEBOOK_VERSIONS, job, measured))
     return rows
 
 
-GROUPS = (
-    Group(
-        "mistral-trainer",
-        "Mistral-7B on an A100, full, LoRA and QLoRA",
-        True,
-        "`torch.cuda.max_memory_allocated` of a training run, as the `Trainer` of transformers reports it (it resets the "
-        "counter before training, so loading does not count). FlashAttention-2, gradient checkpointing, AdamW with "
-        "foreach, rows packed to 4096 tokens, LoRA r=16 on q, k, v, o with fp32 adapters, NF4 with double quantisation. "
-        "Weights in the type that the row names. `+ autocast` in the row means that the job was started with `bf16` or "
-        "`fp16`; without it there is no mixed precision, also not for LoRA. The QLoRA rows are those that did *not* call "
-        "`prepare_model_for_kbit_training`.",
-        "No row misses. All are low by 0.0001 to 0.016 %, 0.08 to 4.2 MiB. Full fine-tuning peaks in the optimizer step "
-        "and lacks less than 0.7 MiB. LoRA and QLoRA peak at the loss, where a few blocks of 1 to 4 GiB live; on the GPU "
-        "such a block is a whole number of 2 MiB and keeps a rest of up to 1 MiB that the allocator does not split off, "
-        "and the memory counter counts the rest. For the float32 logits of 4 x 4095 rows that is 0.49 MiB a tensor. "
-        "The trace counts tensors, rounded to 512 bytes.",
-        lambda: _fms(PLAIN, KNOWN_VERSIONS),
-    ),
-    Group(
-        "mistral-sft",
-        "Mistral-7B on an A100, QLoRA prepared by trl",
-        False,
-        "The rows that fms-acceleration calls `baseline-peft-bnb`: everything as above, but the model is prepared by trl's "
-        "`SFTTrainer`. It calls peft's `prepare_model_for_kbit_training`, which casts embedding, head and norms to "
-        "float32; and then, if the job was started with `bf16`, its own `peft_module_casting_to_bf16`, which takes "
-        "embedding and head back to bfloat16 and leaves the norms (trl 0.9.6 to 0.13.0, `trl/trainer/sft_trainer.py`). "
-        "So a float16 row has a float32 embedding and head, and a bfloat16 row has not. The rows do not say this; "
-        "what they had allocated at the end does: 0.5 MiB more than the unprepared run (the norms) in bfloat16, "
-        "500 MiB more in float16. The rows that name no library versions were traced with transformers 4.39.3.",
-        "With transformers 4.43 and newer nothing to speak of: at most 0.006 %. These runs peak inside a layer, in "
-        "the backward pass of the MLP, not at the loss, so they test other code than the first group. The six rows "
-        "measured with transformers 4.39.3 (or no named version) are low by 1.4 to 1.7 %. Their bitsandbytes, 0.43.1, "
-        "kept the input of every 4-bit product until the end of the layer's backward pass, a fault that 0.43.2 "
-        "repaired; the trace repeats that, else it would be low by 6 to 7 %. The rest, exactly 20 KiB a token (five "
-        "hidden states of one byte), is unexplained; old torch (2.2.2) and old bitsandbytes cannot run here. The two "
-        "rows of May 2024 that are labelled bfloat16 equal the float16 rows of June to the byte, so the label is "
-        "wrong or trl's cast was not there yet; they are traced without the cast.",
-        lambda: _fms(SFT, (*KNOWN_VERSIONS, "4.39.3", None)),
-    ),
-    Group(
-        "mistral-4.39",
-        "Mistral-7B on an A100, transformers 4.39.3 or not named",
-        False,
-        "As the first group. The rows of May and June 2024 name no library versions; they were traced with transformers "
-        "4.39.3, which the next rows of the same table name.",
-        "No row misses; what is left is explained as in the first group. transformers 4.39.3 itself allocates 0.5 GiB "
-        "more than 4.43 for a mask that Mistral kept as a buffer; the trace shows it, because it runs that version.",
-        lambda: _fms(PLAIN, ("4.39.3", None)),
-    ),
-    Group(
-        "operators",
-        "Single operators",
-        False,
-        "Peak memory of one operator, forward, backward or both, in PyTorch or transformers (not the Liger variant), as "
-        "Liger-Kernel's benchmark scripts measure it: inputs and weights count, gradients are added up over ten runs, and "
-        "some scripts build the other variant as well, whose weights stay. Nothing of fitplan's training step is used, "
-        "only its recorder and its kernels. Library versions are not published; transformers 4.45.2 was taken.",
-        "42 of 44 rows are exact to the byte (one of them within the 2 KiB to which the script rounds 20 GiB). "
-        "fused_add_rms_norm at H=1024 and 4096 lacks 12.5 and 24.5 KiB; unexplained. The rows of a forward pass count "
-        "two cuBLAS workspaces because the script ran the backward pass before, in the same process.",
-        _operators,
-    ),
-    Group(
-        "metamathqa",
-        "Llama-3.2-3B on an L40S, end of a step",
-        False,
-        "peft's MetaMathQA comparison, a plain loop without autocast or checkpointing, micro-batch 4. What is compared is "
-        "the memory allocated at the end of a step, averaged over 5000 steps: weights, optimizer states, gradients, and "
-        "the outputs, which the loop still holds (logits and key-value cache). Traced at the mean length of 210 tokens. "
-        "The peft of these runs was a development build; the nearest release was taken. accelerate is not used. The "
-        "published peak is of *reserved* memory, over the whole process with text generation in between, and is not "
-        "compared.",
-        "All rows are low, by 23 to 36 MiB. The logits and the cache grow with the padded length of a batch, about "
-        "1.4 MiB a token for LoRA; batches are padded to their longest row, so the mean padded length lies above the "
-        "mean length of 210 by an amount that is not published. A mean padded length of 226 would explain the LoRA "
-        "rows; it was not put in.",
-        _metamathqa,
-    ),
-    Group(
-        "notebook",
-        "A Llama of 1.1 B parameters, forward and backward only",
-        False,
-        "A notebook of fsdp_qlora that prints the memory allocated after building the model, after a forward pass and "
-        "after a backward pass of `logits.mean()`. Compared is what each adds to the model, rounded by the notebook to "
-        "1 MB. Neither the GPU nor the library versions are named; transformers 4.39.3 was taken.",
-        "",
-        _notebook,
-    ),
-)
+def _grew(row: dict[str, Any], published: list[dict[str, Any]]) -> bool:
+    """Whether the models after this one start with more: this run opened the second cuBLAS handle of the process."""
+    same = ("method", "inference", "gradient_checkpointing")
+    later = [r for r in published if all(r[n] == row[n] for n in same) and r["seq_len"] > row["seq_len"]]
+    return any(r["allocated_after_model_gb"] > row["allocated_after_model_gb"] + 0.005 for r in later)
+
+
+ROWS: dict[str, Callable[[], list[Row]]] = {
+    "mistral-trainer": lambda: _fms(PLAIN, KNOWN_VERSIONS),
+    "mistral-sft": lambda: _fms(SFT, (*KNOWN_VERSIONS, "4.39.3", None)),
+    "mistral-old": lambda: _fms(PLAIN, ("4.39.3", None)),
+    "operators": _operators,
+    "metamathqa": _metamathqa,
+    "notebook": _notebook,
+}
+
+
+def _groups(words: dict[str, Any]) -> list[Group]:
+    described = {name: words[name] for name in ROWS}
+    return [
+        Group(name, text["title"], text["known"], text["setup"].strip(), text["misses"].strip())
+        for name, text in described.items()
+    ]
 
 
 # --- environments and workers -----------------------------------------------------------------------------------------
@@ -364,7 +310,9 @@ def _trace(python: Path, rows: list[Row]) -> Iterator[dict[str, Any]]:
         [python, WORKER],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
-    assert worker.stdin is not None and worker.stdout is not None and worker.stderr is not None
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    assert worker.stderr is not None
     complaints: list[str] = []
     reader = threading.Thread(target=complaints.extend, args=(worker.stderr,))
     reader.start()
@@ -386,7 +334,7 @@ def _compare(row: Row, result: dict[str, Any]) -> list[Comparison]:
 
 def _run(groups: list[Group], folder: Path, pip_args: list[str]) -> dict[str, list[Comparison]]:
     """Every comparison, by group."""
-    work = [(group, row) for group in groups for row in group.rows()]
+    work = [(group, row) for group in groups for row in group.rows]
     found: dict[int, list[Comparison]] = {}
     for versions in sorted({row.versions for _, row in work}):
         places = [place for place, (_, row) in enumerate(work) if row.versions == versions]
@@ -454,10 +402,6 @@ def _fails(groups: list[Group], results: dict[str, list[Comparison]]) -> list[st
     return problems
 
 
-def _versions_text(versions: Versions) -> str:
-    return versions.transformers
-
-
 def _table(comparisons: list[Comparison]) -> list[tuple[str, ...]]:
     head = ("transformers", "job", "what", "measured MiB", "traced MiB", "difference MiB", "error")
     rows = [head]
@@ -466,7 +410,7 @@ def _table(comparisons: list[Comparison]) -> list[tuple[str, ...]]:
         if c.traced is not None:
             difference = (c.traced - c.measured) / MIB
             numbers = (f"{c.measured / MIB:.2f}", f"{c.traced / MIB:.2f}", f"{difference:+.2f}", f"{c.error:+.4f} %")
-        rows.append((_versions_text(c.row.versions), c.row.label, c.what, *numbers))
+        rows.append((c.row.versions.transformers, c.row.label, c.what, *numbers))
     return rows
 
 
@@ -501,56 +445,32 @@ def _summary_rows(groups: list[Group], results: dict[str, list[Comparison]]) -> 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
-INTRODUCTION = f"""# How accurate is fitplan?
 
-This page is generated by `python benchmarks/groundtruth.py --write`. It compares fitplan's traces with GPU memory that
-others measured and published. No GPU is needed to make it. Nothing is fitted: the trace of the row's model and settings
-is compared with the published number as it is, and what is left over is shown.
-
-Each row is traced with the transformers, peft and accelerate that the measurement names, because these libraries
-themselves change how much memory a job takes. Two libraries are newer than in the measurements: torch {TORCH}
-and bitsandbytes {BITSANDBYTES}. Older bitsandbytes cannot run without a GPU; its 4-bit format, and with it
-the memory, is the same.
-
-"Fully known" are rows for which every setting that decides memory is published. For the others something had to be
-found out or assumed; it is said which.
-"""
-
-NOT_USED = """## Not compared, and why
-
-- Rows of fms-acceleration without a sequence length: their lengths vary from batch to batch and are not published.
-- Its `foak`, `liger` and `padding-free` rows, which include all rows of Llama-3-8B: fused kernels and other
-  patches that replace parts of transformers.
-- Rows that ended out of memory: no number.
-- Liger-Kernel's own variants, and its rows for `embedding`, `softmax` and `relu_squared`: the published numbers cannot be
-  the memory of the operator (13 GB for an embedding with 50 MB of output, 4 KiB for a matrix of 1 MiB). `fused_moe` and
-  `llama4_rope`: the code that was measured is not part of a training step.
-- peft's rows with DoRA, LoRA-FA or a special initialisation: fitplan does not model them.
-- Other published tables that name no tool, no unit or no settings.
-"""
-
-
-def _markdown(groups: list[Group], results: dict[str, list[Comparison]]) -> str:
-    parts = [INTRODUCTION, "## In sum\n", _markdown_table(
-        [("rows", "number", "median error, %", "95th percentile, %", "worst, %"), *_summary_rows(groups, results)], 1
-    )]  # fmt: skip
+def _markdown(groups: list[Group], results: dict[str, list[Comparison]], words: dict[str, Any]) -> str:
+    summary = [("rows", "number", "median error, %", "95th percentile, %", "worst, %"), *_summary_rows(groups, results)]
+    introduction = words["introduction"].strip().format(torch=TORCH, bitsandbytes=BITSANDBYTES)
+    parts = [introduction, "## In sum", _markdown_table(summary, 1)]
     for group in groups:
-        parts += [f"## {group.title}\n", f"{'Fully' if group.known else 'Partly'} known. {group.setup}\n"]
-        parts += [f"**What is left over.** {group.misses}\n"] if group.misses else []
-        parts += [_markdown_table(_table(results[group.name]), 3), _sources(results[group.name])]
-    return "\n".join([*parts, NOT_USED])
+        parts += [
+            f"## {group.title}",
+            f"{'Fully' if group.known else 'Partly'} known. {group.setup}",
+            f"**What is left over.** {group.misses}",
+            _markdown_table(_table(results[group.name]), 3),
+            _sources(results[group.name]),
+        ]
+    return "\n\n".join([*parts, words["not_compared"].strip()]) + "\n"
 
 
 def _markdown_table(rows: list[tuple[str, ...]], left: int) -> str:
     ruler = tuple("---" if place < left else "---:" for place in range(len(rows[0])))
-    return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], ruler, *rows[1:])) + "\n"
+    return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], ruler, *rows[1:]))
 
 
 def _sources(comparisons: list[Comparison]) -> str:
     """The files that the rows come from; each row's line is in the data."""
     files = sorted({c.row.source.partition(" (row")[0] for c in comparisons})
     listed = "\n".join(f"- `{name}`" for name in files)
-    return f"Sources (repository@commit:file; the row of each is in `benchmarks/groundtruth/`):\n\n{listed}\n"
+    return f"Sources (repository@commit:file; the row of each is in `benchmarks/groundtruth/`):\n\n{listed}"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -563,9 +483,12 @@ def _default_venvs() -> Path:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="groundtruth.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="groundtruth.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = [group.name for group in GROUPS]
+    names = list(ROWS)
     parser.add_argument("--only", action="append", choices=names, metavar="GROUP",
                         help=f"trace this group; may be given more than once. Groups: {', '.join(names)}")  # fmt: skip
     parser.add_argument("--venvs", type=Path, default=_default_venvs(), metavar="FOLDER",
@@ -582,12 +505,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; the exit code."""
     chosen = _parse(arguments)
-    groups = [group for group in GROUPS if not chosen.only or group.name in chosen.only]
+    words = tomllib.loads(WORDS.read_text())
+    groups = [group for group in _groups(words) if not chosen.only or group.name in chosen.only]
     results = _run(groups, chosen.venvs.resolve(), chosen.pip_args)
     _print(groups, results)
     if chosen.write:
         PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(_markdown(groups, results))
+        PAGE.write_text(_markdown(groups, results, words))
         _say(f"wrote {PAGE}")
     problems = _fails(groups, results)
     for problem in problems:

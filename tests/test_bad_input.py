@@ -30,8 +30,8 @@ LLAMA: dict[str, Any] = {
 }  # fmt: skip
 GPT2: dict[str, Any] = {
     "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 64, "n_embd": 16, "n_layer": 2,
-    "n_head": 4, "n_positions": 64, "activation_function": "gelu_new", "n_inner": None, "attn_pdrop": 0.1, "embd_pdrop": 0.1,
-    "resid_pdrop": 0.1, "layer_norm_epsilon": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
+    "n_head": 4, "n_positions": 64, "activation_function": "gelu_new", "n_inner": None, "attn_pdrop": 0.1,
+    "embd_pdrop": 0.1, "resid_pdrop": 0.1, "layer_norm_epsilon": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 T5: dict[str, Any] = {
     "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": 64, "d_model": 16, "d_kv": 4,

@@ -1,7 +1,7 @@
 """Traces jobs of the ground-truth benchmark with the library versions of the environment that runs it.
 
-Started by ``benchmarks/groundtruth.py``: a JSON list of jobs on stdin, one JSON line for each result on stdout. A job is
-``{"kind", "model", "capability", ...}``; a result is bytes by name.
+Started by ``benchmarks/groundtruth.py``: a JSON list of jobs on stdin, one JSON line for each result on stdout. A job
+is ``{"kind", "model", "capability", ...}``; a result is bytes by name.
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers.utils import import_utils
 
 if not import_utils.is_bitsandbytes_available():
     # transformers before 4.45 imports bitsandbytes only where it sees a GPU
-    import_utils.is_bitsandbytes_available = lambda *args, **kwargs: True
+    import_utils.is_bitsandbytes_available = lambda: True
     transformers.utils.is_bitsandbytes_available = import_utils.is_bitsandbytes_available
 
 if not hasattr(import_utils, "is_flash_attn_greater_or_equal"):
@@ -73,7 +74,7 @@ def trainer_peak(job: Job) -> Result:
 
 @contextmanager
 def _casting_as_trl() -> Iterator[None]:
-    """What trl's ``SFTTrainer`` adds to a 4-bit model when ``bf16`` is on: norms stay float32, head and embedding do not.
+    """What trl's ``SFTTrainer`` adds to a 4-bit model under ``bf16``: norms stay float32, head and embedding do not.
 
     Source: trl 0.9.6 to 0.13.0, ``trl/trainer/utils.py``, ``peft_module_casting_to_bf16``.
     """
@@ -101,8 +102,8 @@ def _casting_as_trl() -> Iterator[None]:
 def _keeping_4bit_inputs() -> Iterator[None]:
     """What bitsandbytes did before 0.43.2: the input of every 4-bit product lives as long as its autograd node.
 
-    Source: bitsandbytes 0.43.1, ``bitsandbytes/autograd/_functions.py``, ``MatMul4Bit.forward``: ``ctx.tensors = (A, B)``;
-    since 0.43.2 ``(None, B)``.
+    Source: bitsandbytes 0.43.1, ``bitsandbytes/autograd/_functions.py``, ``MatMul4Bit.forward``:
+    ``ctx.tensors = (A, B)``; since 0.43.2 ``(None, B)``.
     """
     from bitsandbytes.autograd._functions import MatMul4Bit
 
@@ -148,7 +149,8 @@ class _Program:
     def open_cublas(self, threads: int) -> None:
         """The workspaces of ``threads`` cuBLAS handles: one for forward, one for backward."""
         for _ in range(threads):
-            self._recorder.reserve(Allocation(self._gpu.cublas_workspace, Category.WORKSPACES, "cuBLAS", "cublasCreate"))
+            size = self._gpu.cublas_workspace
+            self._recorder.reserve(Allocation(size, Category.WORKSPACES, "cuBLAS", "cublasCreate"))
 
     def mark(self) -> None:
         self._mark = len(self._recorder.trace.events)
@@ -171,8 +173,8 @@ def _model(job: Job, program: _Program, setup: TrainingSetup, use_cache: bool) -
 def metamathqa_step(job: Job) -> Result:
     """Bytes allocated at the end of a step of peft's MetaMathQA comparison.
 
-    Source: huggingface/peft ``method_comparison/MetaMathQA/run.py``, ``train``: a plain loop, where gradients, the batch
-    and the outputs (logits, key-value cache) are still there when memory is read.
+    Source: huggingface/peft ``method_comparison/MetaMathQA/run.py``, ``train``: a plain loop, where gradients, the
+    batch and the outputs (logits, key-value cache) are still there when memory is read.
     """
     setup = TrainingSetup.from_dict(job["setup"])
     with _Program(Gpu(tuple(job["capability"]))) as program:
@@ -200,7 +202,8 @@ def notebook_step(job: Job) -> Result:
     setup = TrainingSetup.from_dict(job["setup"])
     result = {}
     with _Program(Gpu(tuple(job["capability"]))) as program:
-        model = _model(job, program, setup, use_cache=not setup.gradient_checkpointing).to(torch.bfloat16)
+        plain = setup.with_(gradient_checkpointing=False)  # else the embedding is asked for gradients, unlike there
+        model = _model(job, program, plain, use_cache=True).to(torch.bfloat16)
         if setup.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         program.open_cublas(1)
@@ -209,6 +212,7 @@ def notebook_step(job: Job) -> Result:
             output = model(torch.ones((1, setup.seq_len), dtype=torch.int64).to("meta"))
         result["forward"] = program.allocated() - before
         if not job["inference"]:
+            program.open_cublas(job["first_backward"])
             output.logits.mean().backward()
             result["backward"] = program.allocated() - before
     return result
@@ -217,30 +221,45 @@ def notebook_step(job: Job) -> Result:
 # --- single operators -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Operator:
+    """One operator, set up.
+
+    Attributes:
+        forward: runs it.
+        backward: runs backward from its output.
+        cublas_handles: how many handles its script opens.
+        kept: what the script holds and the operator does not use.
+
+    """
+
+    forward: Callable[[], Any]
+    backward: Callable[[Any], None]
+    cublas_handles: int = 0
+    kept: Any = None
+
+
 def operator_peak(job: Job) -> Result:
     """The peak of one operator, forward and backward, over and over, as Liger-Kernel's benchmarks run it.
 
     Source: linkedin/Liger-Kernel ``benchmark/scripts/``: ``utils.py`` (``_test_memory``) and one script an operator.
     """
     with _Program(Gpu(tuple(job["capability"]))) as program:
-        forward, backward, handles = OPERATORS[job["operator"]](job["x"], **job["config"])
-        mode = job["mode"]
-        program.open_cublas(handles)  # also for a forward alone: the script has run forward and backward before
-        output = forward() if mode == "backward" else None
-        gradient = torch.randn_like(output) if mode == "backward" else None
+        settings = {name.lower(): value for name, value in job["config"].items()}
+        operator = OPERATORS[job["operator"]](job["x"], **settings)
+        program.open_cublas(operator.cublas_handles)  # all, also for a forward: the script ran backward before
+        if job["mode"] == "backward":
+            output = operator.forward()
+            gradient = torch.randn_like(output)
         for _ in range(3):
             program.mark()
-            if mode == "forward":
-                forward()
-            elif mode == "backward":
+            if job["mode"] == "forward":
+                operator.forward()
+            elif job["mode"] == "backward":
                 output.backward(gradient, retain_graph=True)
             else:
-                backward(forward())
+                operator.backward(operator.forward())
         return {"peak": program.peak()}
-
-
-Operator = tuple[Callable[[], Any], Callable[[Any], None], int]
-"""Forward, backward from its output, and the number of cuBLAS handles that the two open."""
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -248,22 +267,27 @@ def _dtype(name: str) -> torch.dtype:
     return found
 
 
+def _input(*shape: int, dtype: str) -> torch.Tensor:
+    return torch.randn(*shape, dtype=_dtype(dtype), device="meta", requires_grad=True)
+
+
 def _with_random_gradient(output: torch.Tensor) -> None:
     output.backward(torch.randn_like(output), retain_graph=True)
 
 
-def cross_entropy(x: int, B: int, T: int) -> Operator:
-    logits = torch.randn(B * T, x, requires_grad=True, device="meta")
-    target = torch.ones(B * T, dtype=torch.int64, device="meta")
-    return (lambda: torch.nn.CrossEntropyLoss()(logits, target)), torch.Tensor.backward, 0
+def _cross_entropy(x: int, b: int, t: int) -> Operator:
+    logits = _input(b * t, x, dtype="float32")
+    target = torch.ones(b * t, dtype=torch.int64, device="meta")
+    return Operator(lambda: torch.nn.CrossEntropyLoss()(logits, target), torch.Tensor.backward)
 
 
-def fused_linear_cross_entropy(x: int, H: int, V: int, mode: str, dtype: str) -> Operator:
+def _fused_linear_cross_entropy(x: int, h: int, v: int, mode: str, dtype: str) -> Operator:
     """The script builds the Hugging Face and the Liger variant and runs one; the other's weight stays."""
-    heads = [torch.nn.Linear(H, V, bias=False, dtype=_dtype(dtype), device="meta") for _ in range(2)]
-    hidden = torch.randn(x, H, requires_grad=True, dtype=_dtype(dtype), device="meta")
+    del mode  # says how the time was measured
+    head, other = (torch.nn.Linear(h, v, bias=False, dtype=_dtype(dtype), device="meta") for _ in range(2))
+    hidden = _input(x, h, dtype=dtype)
     target = torch.ones(x, dtype=torch.int64, device="meta")
-    return (lambda: torch.nn.CrossEntropyLoss()(heads[0](hidden), target)), torch.Tensor.backward, 2
+    return Operator(lambda: torch.nn.CrossEntropyLoss()(head(hidden), target), torch.Tensor.backward, 2, other)
 
 
 class _RMSNorm(torch.nn.Module):
@@ -284,73 +308,75 @@ class _RMSNorm(torch.nn.Module):
         return normed if residual is None else (normed, residual.to(dtype))
 
 
-def rms_norm(x: int, M: int, dtype: str, eps: float) -> Operator:
-    norms = [_RMSNorm(x, eps) for _ in range(2)]
-    hidden = torch.randn(M, x, dtype=_dtype(dtype), device="meta", requires_grad=True)
+def _norm(norm: torch.nn.Module, other: torch.nn.Module, hidden: torch.Tensor) -> Operator:
+    """Both variants are built; one is run."""
     gradient = torch.randn_like(hidden)
-    return (lambda: norms[0](hidden)), (lambda y, kept=norms: y.backward(gradient, retain_graph=True)), 0
+    return Operator(lambda: norm(hidden), lambda output: output.backward(gradient, retain_graph=True), kept=other)
 
 
-def fused_add_rms_norm(x: int, M: int, dtype: str, eps: float) -> Operator:
+def _rms_norm(x: int, m: int, dtype: str, eps: float) -> Operator:
+    return _norm(_RMSNorm(x, eps), _RMSNorm(x, eps), _input(m, x, dtype=dtype))
+
+
+def _layer_norm(x: int, m: int, dtype: str, eps: float) -> Operator:
+    norm, other = (torch.nn.LayerNorm(x, eps=eps, device="meta") for _ in range(2))
+    return _norm(norm, other, _input(m, x, dtype=dtype))
+
+
+def _fused_add_rms_norm(x: int, m: int, dtype: str, eps: float) -> Operator:
     """Three variants are built (one holds two weights); one is run."""
-    norms = [_RMSNorm(x, eps) for _ in range(4)]
-    hidden, residual = (torch.randn(M, x, dtype=_dtype(dtype), device="meta", requires_grad=True) for _ in range(2))
+    norm, *others = (_RMSNorm(x, eps) for _ in range(4))
+    hidden, residual = (_input(m, x, dtype=dtype) for _ in range(2))
     gradients = [torch.randn_like(hidden) for _ in range(2)]
-    return (lambda: norms[0](hidden, residual)), (lambda y, kept=norms: torch.autograd.backward(y, gradients)), 0
+    return Operator(
+        lambda: norm(hidden, residual), lambda outputs: torch.autograd.backward(outputs, gradients), kept=others
+    )
 
 
-def layer_norm(x: int, M: int, dtype: str, eps: float) -> Operator:
-    norms = [torch.nn.LayerNorm(x, eps=eps, device="meta") for _ in range(2)]
-    hidden = torch.randn(M, x, dtype=_dtype(dtype), device="meta", requires_grad=True)
-    gradient = torch.randn_like(hidden)
-    return (lambda: norms[0](hidden)), (lambda y, kept=norms: y.backward(gradient, retain_graph=True)), 0
-
-
-def gated_mlp(
-    x: int, hidden_size: int, intermediate_size: int, hidden_act: str, dtype: str, B: int = 0, bsz: int = 0, **_: Any
+def _gated_mlp(
+    x: int, hidden_size: int, intermediate_size: int, hidden_act: str, dtype: str, b: int = 0, bsz: int = 0, **_: Any
 ) -> Operator:
     from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
 
     config = LlamaConfig(hidden_size=hidden_size, intermediate_size=intermediate_size, hidden_act=hidden_act)
     with torch.device("meta"):
         mlp = LlamaMLP(config).to(_dtype(dtype))
-    hidden = torch.randn(B or bsz, x, hidden_size, dtype=_dtype(dtype), device="meta", requires_grad=True)
-    return (lambda: mlp(hidden)), _with_random_gradient, 2
+    hidden = _input(b or bsz, x, hidden_size, dtype=dtype)
+    return Operator(lambda: mlp(hidden), _with_random_gradient, 2)
 
 
-def rope(
+def _rope(
     x: int, dtype: str, num_q_heads: int, num_kv_heads: int, hidden_size: int | None = None, seq_len: int | None = None
 ) -> Operator:
+    """The script computes the angles first: a matrix product, which opens a cuBLAS handle."""
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     hidden_size, seq_len = hidden_size or x, seq_len or x
     width = hidden_size // num_q_heads
     query, key = (
-        torch.randn(1, seq_len, heads, width, device="meta", requires_grad=True, dtype=_dtype(dtype)).transpose(1, 2)
-        for heads in (num_q_heads, num_kv_heads)
+        _input(1, seq_len, heads, width, dtype=dtype).transpose(1, 2) for heads in (num_q_heads, num_kv_heads)
     )
     gradients = torch.randn_like(query), torch.randn_like(key)
-    positions = torch.arange(seq_len, device="meta").unsqueeze(0)
-    frequencies = torch.empty(width // 2, device="meta")
     cos, sin = (torch.empty(1, seq_len, width, dtype=_dtype(dtype), device="meta") for _ in range(2))
+    positions, frequencies = torch.arange(seq_len, device="meta"), torch.empty(width // 2, device="meta")
 
-    def backward(outputs: Any, kept: Any = (positions, frequencies)) -> None:
+    def backward(outputs: Any) -> None:
         torch.autograd.grad(outputs, (query, key), gradients, allow_unused=True, retain_graph=True)
 
-    return (lambda: apply_rotary_pos_emb(query, key, cos, sin)), backward, 1  # the angles are a matrix product
+    return Operator(lambda: apply_rotary_pos_emb(query, key, cos, sin), backward, 1, (positions, frequencies))
 
 
 OPERATORS: dict[str, Callable[..., Operator]] = {
-    "cross_entropy": cross_entropy,
-    "fused_linear_cross_entropy": fused_linear_cross_entropy,
-    "rms_norm": rms_norm,
-    "fused_add_rms_norm": fused_add_rms_norm,
-    "layer_norm": layer_norm,
-    "swiglu": gated_mlp,
-    "geglu": gated_mlp,
-    "tiled_swiglu": gated_mlp,
-    "tiled_geglu": gated_mlp,
-    "rope": rope,
+    "cross_entropy": _cross_entropy,
+    "fused_linear_cross_entropy": _fused_linear_cross_entropy,
+    "rms_norm": _rms_norm,
+    "fused_add_rms_norm": _fused_add_rms_norm,
+    "layer_norm": _layer_norm,
+    "swiglu": _gated_mlp,
+    "geglu": _gated_mlp,
+    "tiled_swiglu": _gated_mlp,
+    "tiled_geglu": _gated_mlp,
+    "rope": _rope,
 }
 
 KINDS: dict[str, Callable[[Job], Result]] = {

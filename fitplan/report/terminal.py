@@ -65,7 +65,8 @@ def print_check(report: CheckReport, console: Console) -> None:
 
 
 def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
-    parts: list[RenderableType] = [_headline(plan), Text("  " + describe(plan.setup), style="dim")]
+    parts: list[RenderableType] = [_headline(plan)]
+    parts.append(Padding(Text(describe(plan.setup), style="dim"), (0, 0, 0, 2)))
     parts.append(Padding(_bar(plan.estimate, gpu), (0, 0, 0, 2)))
     parts.append(Padding(_breakdown(plan), (0, 0, 0, 2)))
     parts.append(Padding(_facts(plan), (0, 0, 0, 2)))
@@ -149,7 +150,7 @@ def _breakdown(plan: Plan) -> Table:
     total = device_bytes(plan.estimate)
     for item, size in shown:
         table.add_row(Text(f"{marks[item]} {_NAMES[item]}", style=_COLOURS[item]), gib(size), _share(size, total))
-    if rest:
+    if rest >= _SMALL:
         table.add_row("  other", gib(rest), _share(rest, total))
     table.add_row(f"{_MARKS[0]} {_CONTEXT}", gib(CUDA_CONTEXT_BYTES), _share(CUDA_CONTEXT_BYTES, total))
     return table

@@ -84,5 +84,5 @@ def _why(param: torch.Tensor, module: nn.Module, is_head: bool, setup: TrainingS
     else:
         kind = "not a linear layer"
     if setup.kbit_prepare and param.dtype is torch.float32:
-        kind += "; cast to float32 by prepare_model_for_kbit_training"
+        kind += "; cast by k-bit preparation"
     return kind

@@ -1,0 +1,152 @@
+"""The command, as a person and as a program use it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fitplan
+from fitplan.check import check
+from fitplan.cli.main import main
+from fitplan.trace.events import Category
+
+SMALL = ["check", "smollm2-135m", "--seq-len", "64"]
+
+
+@pytest.fixture(scope="module")
+def document() -> Any:
+    """One JSON answer, as a program gets it."""
+    command = [sys.executable, "-m", "fitplan", *SMALL, "--method", "qlora", "--gpu", "4090", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_the_document_has_the_agreed_shape(document: Any) -> None:
+    assert document["schema"] == "fitplan.check/1"
+    assert set(document) >= {"schema", "model", "gpu", "plans", "advice", "provenance"}
+    assert set(document["model"]) >= {"name", "source", "architecture", "parameters"}
+    assert set(document["gpu"]) >= {"name", "total_bytes", "usable_bytes"}
+    (plan,) = document["plans"]
+    assert set(plan) >= {
+        "setup", "trainable_parameters", "estimate", "verdict", "slack_bytes", "adapter_checkpoint_bytes",
+    }  # fmt: skip
+    assert set(plan["estimate"]) >= {
+        "peak_allocated_bytes", "peak_reserved_bytes", "device_bytes", "peak_moment", "breakdown", "moments",
+    }  # fmt: skip
+    assert document["provenance"]["source"] == "trace"
+    assert set(document["provenance"]["versions"]) == {"torch", "transformers", "accelerate", "peft", "bitsandbytes"}
+
+
+def test_the_document_adds_up(document: Any) -> None:
+    (plan,) = document["plans"]
+    estimate = plan["estimate"]
+    assert sum(estimate["breakdown"].values()) == estimate["peak_allocated_bytes"]
+    assert set(estimate["breakdown"]) == set(Category)
+    for moment in estimate["moments"]:
+        assert sum(moment["breakdown"].values()) == moment["bytes"] <= estimate["peak_allocated_bytes"]
+    assert estimate["device_bytes"] > estimate["peak_allocated_bytes"]
+    assert plan["slack_bytes"] == document["gpu"]["usable_bytes"] - estimate["device_bytes"]
+    assert plan["setup"]["attn"] == "sdpa"
+    assert plan["setup"]["task"] == "causal-lm"
+    assert document["model"]["parameters"] == 134_515_008
+
+
+def test_command_and_library_say_the_same(document: Any) -> None:
+    report = check("smollm2-135m", gpu="4090", method="qlora", seq_len=64)
+    assert report.to_dict() == document
+
+
+def test_the_table_answers_all_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--gpu", "4090"]) == 0
+    text = capsys.readouterr().out
+    for word in ("QLoRA", "LoRA", "full", "fits", "peaks in", "trains", "base weights", "CUDA context"):
+        assert word in text
+    assert "adapter on disk" in text
+    assert "in nf4" in text
+
+
+@pytest.mark.parametrize(("vram", "code", "word"), [("24GiB", 0, "fits"), ("200MiB", 1, "does not fit")])
+def test_the_exit_code_is_the_verdict(vram: str, code: int, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--method", "lora", "--vram", vram]) == code
+    assert word in capsys.readouterr().out
+
+
+def test_a_model_that_quantisation_leaves_alone_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("experts are fused since transformers 5")
+    main(["check", "qwen3-30b-a3b", "--method", "qlora", "--no-kbit-prepare", "--seq-len", "64"])
+    text = capsys.readouterr().out
+    assert "NOT quantised" in text
+    assert "28.99 B stay bfloat16" in text
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["check", "--help"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+        assert "fitplan check llama-70b --gpu H100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("code", "allowed"),
+    [
+        ("import fitplan", {"fitplan"}),
+        ("import fitplan; fitplan.TrainingSetup()", {"fitplan"}),
+        ("from fitplan.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit: pass", {"fitplan"}),
+        ("from fitplan.cli.main import main\nmain(['check', 'no-such-model'])", {"fitplan"}),
+    ],
+)
+def test_light_paths_load_no_heavy_library(code: str, allowed: set[str]) -> None:
+    heavy = "('torch', 'transformers', 'peft', 'accelerate', 'bitsandbytes', 'numpy', 'textual')"
+    program = f"import sys\n{code}\nprint([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_public_names_are_there() -> None:
+    for name in fitplan.__all__:
+        assert getattr(fitplan, name) is not None
+    assert sorted(fitplan.__all__) == dir(fitplan)
+    with pytest.raises(AttributeError):
+        _ = fitplan.nothing
+
+
+def test_every_shipped_config_is_complete() -> None:
+    from fitplan.models.catalog import catalog, spellings
+    from fitplan.resources import profiles
+
+    entries = catalog()
+    folders = {path.parent.name for path in (profiles() / "models").glob("*/config.json")}
+    assert len(entries) >= 80
+    assert {entry.name for entry in entries} == folders
+    for entry in entries:
+        assert entry.parameters > 10**7
+        assert "model_type" in entry.config()
+        assert "auto_map" not in entry.config()
+    assert spellings()["llama-70b"].name == "llama-3.1-70b"
+    assert spellings()["meta-llama/llama-2-7b-hf"].name == "llama-2-7b"
+
+
+def test_models_come_from_folders_files_and_configs(tmp_path: Path) -> None:
+    from families import FAMILIES
+
+    from fitplan.models.resolve import resolve_model
+    from fitplan.step.model import load_config
+
+    (tmp_path / "tiny").mkdir()
+    file = tmp_path / "tiny" / "config.json"
+    file.write_text(json.dumps(FAMILIES["llama"]))
+    for given in (str(file), str(tmp_path / "tiny"), file):
+        found = resolve_model(given)
+        assert (found.name, found.source, found.architecture) == ("tiny", "file", "LlamaForCausalLM")
+    by_file = check(str(file), method="lora", seq_len=8).plans[0].estimate
+    by_config = check(load_config(FAMILIES["llama"]), method="lora", seq_len=8).plans[0].estimate
+    assert by_file == by_config
