@@ -8,7 +8,7 @@ Popular figures are typed here, with where they come from. Every other number on
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -116,7 +116,7 @@ def setting_names(plan: Plan) -> str:
     return ", ".join(parts)
 
 
-def parts_of(estimate: MemoryEstimate, categories: Iterator[Category] | tuple[Category, ...]) -> str:
+def parts_of(estimate: MemoryEstimate, categories: Iterable[Category]) -> str:
     """``"13.48 GB base weights, 0.57 GB activations"``, largest first."""
     breakdown, total = estimate.breakdown, estimate.peak_allocated_bytes
     listed = sorted((c for c in categories if breakdown[c] > NEGLIGIBLE * total), key=lambda c: -breakdown[c])
@@ -135,15 +135,20 @@ def difference(figure: Figure, plan: Plan) -> str:
     text = f"Counts {figure.assumption}. With {plan.base_parameters:,} parameters {what} are {gb(covered)}"
     if plan.setup.method is Method.QLORA:
         text += f" ({storage_split(plan)})"
+    if plan.setup.kbit_prepare:
+        bare = answer(figure.model, **{**figure.settings, "kbit_prepare": False}).estimate.peak_allocated_bytes
+        tail = f" Without k-bit preparation the same job peaks at {gb(bare)}."
+    else:
+        tail = ""
     text += f"; the other {gb(rest)} at the peak ({estimate.peak_moment})"
     listed = parts_of(estimate, tuple(category for category in Category if category not in figure.covers))
-    return f"{text} are {listed}." if listed else f"{text} are workspaces and temporaries."
+    return f"{text} are {listed or 'workspaces and temporaries'}.{tail}"
 
 
 def storage_split(plan: Plan) -> str:
     """How the base weights of a quantised model are stored."""
     packed = sum(group.bytes for group in plan.parameters if group.quantised)
-    upcast = sum(group.bytes for group in plan.parameters if "cast to float32" in group.why)
+    upcast = sum(g.bytes for g in plan.parameters if g.storage == "float32" and not g.adapter and not g.trainable)
     plain = sum(group.bytes for group in plan.parameters if not group.quantised and not group.adapter) - upcast
     parts = [f"{gb(packed)} in 4 bits with their scales"]
     if plain:
@@ -156,7 +161,7 @@ def storage_split(plan: Plan) -> str:
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -193,17 +198,17 @@ def variants_section(model: str, base: Mapping[str, Any], steps: tuple[tuple[str
 
 CARD_SIZE = find_device("a6000")
 QLORA_65B: Mapping[str, Any] = {"method": "qlora", "lora_r": 64, "gpu": "a6000"}
+SHORT: Mapping[str, Any] = {"seq_len": 512}
+PAGED: Mapping[str, Any] = {**SHORT, "optim": "paged_adamw_32bit"}
+PAGED_BARE: Mapping[str, Any] = {**PAGED, "kbit_prepare": False}
 STEPS_65B: tuple[tuple[str, Mapping[str, Any]], ...] = (
-    ("fitplan's defaults with r=64", {}),
-    ("512 tokens", {"seq_len": 512}),
-    ("512 tokens, no k-bit preparation", {"seq_len": 512, "kbit_prepare": False}),
-    ("512 tokens, paged_adamw_32bit", {"seq_len": 512, "optim": "paged_adamw_32bit"}),
-    ("both", {"seq_len": 512, "kbit_prepare": False, "optim": "paged_adamw_32bit"}),
-    ("both, 8-bit states", {"seq_len": 512, "kbit_prepare": False, "optim": "paged_adamw_8bit"}),
-    (
-        "both, without double quantisation",
-        {"seq_len": 512, "kbit_prepare": False, "optim": "paged_adamw_32bit", "double_quant": False},
-    ),
+    ("A: fitplan's defaults", {}),
+    ("B: A with 512 tokens", SHORT),
+    ("C: B without k-bit preparation", {**SHORT, "kbit_prepare": False}),
+    ("D: B with paged_adamw_32bit", PAGED),
+    ("E: D without k-bit preparation", PAGED_BARE),
+    ("F: E with paged_adamw_8bit", {**PAGED_BARE, "optim": "paged_adamw_8bit"}),
+    ("G: E without double quantisation", {**PAGED_BARE, "double_quant": False}),
 )
 
 
@@ -230,8 +235,8 @@ def needs_65b() -> str:
     for name, changes in STEPS_65B:
         verdict = answer("llama-1-65b", **{**QLORA_65B, **changes}).verdict
         assert verdict is not None
-        fits[str(verdict.fit)].append(name)
-    return "; ".join(f"**{fit.replace('_', ' ')}**: {', '.join(names)}" for fit, names in fits.items() if names)
+        fits[str(verdict.fit)].append(name.partition(":")[0])
+    return "; ".join(f"{', '.join(names)}: {fit.replace('_', ' ')}" for fit, names in fits.items() if names)
 
 
 def bits(model: str, double_quant: bool) -> tuple[int, int]:
@@ -292,7 +297,7 @@ FUSED = (
     "query, key and value are one matrix [d, 3d] in the GPT-2 layout: r(d + 3d) a layer is the same number as two "
     "matrices of r(d + d)"
 )
-GPT2_WHY = FUSED + "; the paper prints a thousandth of the model's own size, see below"
+GPT2_WHY = FUSED + "; for the rest of the difference see below"
 COUNTS = (
     Count("roberta-base", 8, ("query", "value"), "0.3 M", LORA_PAPER + ", table 2", "the same, to the parameter"),
     Count("roberta-large", 8, ("query", "value"), "0.8 M", LORA_PAPER + ", table 2", "the same, to the parameter"),
@@ -408,11 +413,12 @@ def page() -> str:
         f"quantisation, paged optimizers and r=64 on all linear layers. Judged here for {CARD_SIZE.name} with "
         f"{both(CARD_SIZE.usable_bytes)} usable:",
         section_65b(),
-        f"{needs_65b()}. The states of a paged optimizer lie in memory that CPU and GPU share and that the driver moves to "
+        f"{needs_65b()}. The weights alone are the smaller part of the question: the adapters of r=64, their gradients and their "
+        "two AdamW states decide it, and paging takes the states off the GPU. The states of a paged optimizer lie in memory that CPU and GPU share and that the driver moves to "
         "the CPU when the GPU is full; PyTorch's allocator does not hold them, so they are not in these figures, and a step "
         "that has to move them is slower. With `paged_adamw_8bit` the states are a quarter of the size, wherever they lie.",
         "## Double quantisation",
-        "The QLoRA paper: 0.37 bits a parameter, from 0.5 bits of scales to 0.127. Measured on the traced bytes of the "
+        "The QLoRA paper: 0.37 bits a parameter, from 0.5 bits of scales to 0.127. That is about 3 GB for a 65B model. Counted on the traced bytes of the "
         "4-bit layers, scales, code tables and offsets included:",
         section_bits(),
         "## Trained parameters",
