@@ -239,6 +239,22 @@ def needs_65b() -> str:
     return "; ".join(f"{', '.join(names)}: {fit.replace('_', ' ')}" for fit, names in fits.items() if names)
 
 
+def paging_note() -> str:
+    """Which steps fit, and what the trained part of the job has to do with it."""
+    held = answer("llama-1-65b", **{**QLORA_65B, **SHORT}).estimate.breakdown
+    states = held[Category.OPTIMIZER_STATES]
+    trained = states + held[Category.ADAPTER_WEIGHTS] + held[Category.GRADIENTS]
+    return (
+        f"{needs_65b()}. In B the adapters of r=64, their gradients and their AdamW states take {gb(trained)}, "
+        f"of which "
+        f"paging takes the {gb(states)} of states off the GPU. The states of a paged optimizer lie in memory "
+        f"that CPU and "
+        "GPU share, and the driver moves them to the CPU when the GPU is full; PyTorch's allocator does not "
+        "hold them, so "
+        "they are not in these figures, and a step that has to move them is slower."
+    )
+
+
 def bits(model: str, double_quant: bool) -> tuple[int, int]:
     """Numbers and bytes of the 4-bit layers."""
     plan = answer(model, method="qlora", seq_len=8, double_quant=double_quant)
@@ -348,8 +364,9 @@ def gpt2_note() -> str:
         f"large. Any LoRA on the attention layers has a count that is a multiple of layers x width, whatever the rank "
         f"and the matrices, so the counts of the two models stand in the ratio "
         f"{ours[0] / ours[1]:.3f} (ours: {ours[0]:,} and {ours[1]:,}); the printed ones stand in the ratio "
-        f"{published[0] / published[1]:.3f}. No setting gives both: ours is {ours[0] / 1e6 / published[0] - 1:+.0%} and "
-        f"{ours[1] / 1e6 / published[1] - 1:+.0%} away. A thousandth of the models' own {sizes[0]:,} and {sizes[1]:,} "
+        f"{published[0] / published[1]:.3f}. No setting gives both: ours is "
+        f"{ours[0] / 1e6 / published[0] - 1:+.0%} and {ours[1] / 1e6 / published[1] - 1:+.0%} away. "
+        f"A thousandth of the models' own {sizes[0]:,} and {sizes[1]:,} "
         f"parameters is {sizes[0] / 1e9:.2f} M and {sizes[1] / 1e9:.2f} M, which are the printed figures; "
         'that they are a rounded "0.1 % of the model" is our reading, not the paper\'s statement.'
     )
@@ -377,14 +394,18 @@ def page() -> str:
     bare = {**short, "kbit_prepare": False}
     sections = (
         "# Popular figures, and what they assume",
-        "Made by `python benchmarks/popular_figures.py --write`. The popular figures are quoted; every other number is "
+        "Made by `python benchmarks/popular_figures.py --write`. The popular figures are quoted; every other "
+        "number is "
         f"fitplan's, traced with {versions}.",
         'GB are 10^9 bytes, GiB 2^30. "Allocated" is what `torch.cuda.max_memory_allocated()` would say: the CUDA '
-        f"context ({gb(CUDA_CONTEXT_BYTES)} where nothing better is known) and what the allocator holds in reserve come "
+        f"context ({gb(CUDA_CONTEXT_BYTES)} where nothing better is known) and what the allocator holds in "
+        f"reserve come "
         "on top. Where a figure names no GPU, kernels are those of compute capability 8.0.",
         "## 7B, 13B, 70B",
-        "A table repeated in many fine-tuning guides and calculators, often without settings; its usual reading, r=16 on "
-        "all linear layers and 2048 tokens, is taken here. Its first source is not known to us. Sizes are those of Llama 2.",
+        "A table repeated in many fine-tuning guides and calculators, often without settings; its usual "
+        "reading, r=16 on "
+        "all linear layers and 2048 tokens, is taken here. Its first source is not known to us. Sizes are those "
+        "of Llama 2.",
         figures_section(TABLE),
         "The part of the QLoRA figures that is a choice, not a need:",
         variants_section(
@@ -398,7 +419,8 @@ def page() -> str:
             ),
         ),
         "## A worked example for 7B",
-        "Repeated in guides as 14 + 14 + 28 = 56 GB for full fine-tuning, about 14.5 GB for LoRA with r=8 and about 4 GB "
+        "Repeated in guides as 14 + 14 + 28 = 56 GB for full fine-tuning, about 14.5 GB for LoRA with r=8 and "
+        "about 4 GB "
         "for QLoRA; its first source is not known to us either. LoRA is put on query and value, as in the LoRA paper.",
         figures_section(WORKED),
         "What it takes to come near the 4 GB, and near the 14.5 GB:",
@@ -409,16 +431,15 @@ def page() -> str:
         ),
         variants_section("llama-2-7b", {"method": "lora", **QV}, (("2048 tokens", {}), ("512 tokens", short))),
         "## LLaMA-65B on one 48 GB card",
-        "The QLoRA paper (arXiv:2305.14314) says that a 65B model can be fine-tuned on a single 48 GB GPU, with NF4, double "
+        "The QLoRA paper (arXiv:2305.14314) says that a 65B model can be fine-tuned on a single 48 GB GPU, with "
+        "NF4, double "
         f"quantisation, paged optimizers and r=64 on all linear layers. Judged here for {CARD_SIZE.name} with "
         f"{both(CARD_SIZE.usable_bytes)} usable:",
         section_65b(),
-        f"{needs_65b()}. The weights alone are the smaller part of the question: the adapters of r=64, their gradients and their "
-        "two AdamW states decide it, and paging takes the states off the GPU. The states of a paged optimizer lie in memory that CPU and GPU share and that the driver moves to "
-        "the CPU when the GPU is full; PyTorch's allocator does not hold them, so they are not in these figures, and a step "
-        "that has to move them is slower. With `paged_adamw_8bit` the states are a quarter of the size, wherever they lie.",
+        paging_note(),
         "## Double quantisation",
-        "The QLoRA paper: 0.37 bits a parameter, from 0.5 bits of scales to 0.127. That is about 3 GB for a 65B model. Counted on the traced bytes of the "
+        "The QLoRA paper: 0.37 bits a parameter, from 0.5 bits of scales to 0.127. That is about 3 GB for a 65B "
+        "model. Counted on the traced bytes of the "
         "4-bit layers, scales, code tables and offsets included:",
         section_bits(),
         "## Trained parameters",

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fitplan.audit import ParameterGroup as ParameterGroup
-    from fitplan.check import CheckReport as CheckReport
-    from fitplan.check import Plan as Plan
     from fitplan.check import check as check
     from fitplan.check import estimate as estimate
     from fitplan.devices.device import Device as Device
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
     from fitplan.estimate import MemoryEstimate as MemoryEstimate
     from fitplan.estimate import MemoryMoment as MemoryMoment
     from fitplan.models.resolve import ModelConfig as ModelConfig
+    from fitplan.plan import CheckReport as CheckReport
+    from fitplan.plan import Plan as Plan
     from fitplan.setup import TrainingSetup as TrainingSetup
     from fitplan.trace.events import Category as Category
     from fitplan.verdict import Fit as Fit
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Category": "fitplan.trace.events",
-    "CheckReport": "fitplan.check",
+    "CheckReport": "fitplan.plan",
     "Device": "fitplan.devices.device",
     "Fit": "fitplan.verdict",
     "FitplanError": "fitplan.errors",
@@ -36,7 +36,7 @@ _HOMES = {
     "MissingDependency": "fitplan.errors",
     "ModelConfig": "fitplan.models.resolve",
     "ParameterGroup": "fitplan.audit",
-    "Plan": "fitplan.check",
+    "Plan": "fitplan.plan",
     "TrainingSetup": "fitplan.setup",
     "Verdict": "fitplan.verdict",
     "check": "fitplan.check",

@@ -4,18 +4,17 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from fitplan.audit import ParameterGroup
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device
 from fitplan.errors import FitplanError, MissingDependency, ModelNotSupported, SetupConflict
 from fitplan.estimate import MemoryEstimate, estimate_trace
 from fitplan.models.resolve import ModelConfig, resolve_model
+from fitplan.plan import CheckReport, Plan
 from fitplan.setup import Method, TrainingSetup, settings_for
 from fitplan.units import parse_size
-from fitplan.verdict import Verdict, judge
+from fitplan.verdict import judge
 
 if TYPE_CHECKING:
     from fitplan.trace.tracing import TracedRun
@@ -23,67 +22,6 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One setup, answered.
-
-    Attributes:
-        setup: every setting, resolved.
-        estimate: what it needs.
-        parameters: the model's parameters by how they are stored.
-        verdict: whether it fits; ``None`` where no GPU was given.
-
-    """
-
-    setup: TrainingSetup
-    estimate: MemoryEstimate
-    parameters: tuple[ParameterGroup, ...]
-    verdict: Verdict | None
-
-    @property
-    def trainable_parameters(self) -> int:
-        """Parameters that receive gradients."""
-        return sum(group.parameters for group in self.parameters if group.trainable)
-
-    @property
-    def base_parameters(self) -> int:
-        """Parameters of the model without adapters, tied ones once."""
-        return sum(group.parameters for group in self.parameters if not group.adapter)
-
-    @property
-    def adapter_checkpoint_bytes(self) -> int | None:
-        """Size of the adapter's weights on disk; ``None`` for full fine-tuning."""
-        if self.setup.method is Method.FULL:
-            return None
-        return sum(group.bytes for group in self.parameters if group.adapter)
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """The answer of :func:`check`.
-
-    Attributes:
-        model: the model that was asked about.
-        gpu: the device; ``None`` where none was given.
-        plans: one for each method asked for.
-        source: where the numbers come from: ``"trace"``.
-        versions: the libraries that were traced.
-
-    """
-
-    model: ModelConfig
-    gpu: Device | None
-    plans: tuple[Plan, ...]
-    source: str
-    versions: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The ``fitplan.check/1`` document."""
-        from fitplan.report.document import check_document
-
-        return check_document(self)
 
 
 def check(
@@ -170,7 +108,7 @@ def _traced(
     progress(f"{setup.method}: importing torch and transformers")
     with _quiet():
         try:
-            from fitplan.step.model import load_config
+            from fitplan.step.architecture import load_config
             from fitplan.trace.kernels import Gpu
             from fitplan.trace.tracing import trace_training
         except ImportError as error:

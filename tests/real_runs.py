@@ -8,9 +8,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from fitplan.phase import Phase
 from fitplan.setup import MixedPrecision, TrainingSetup
+from fitplan.step.architecture import load_config, task_of
 from fitplan.step.batch import make_batch
 from fitplan.step.job import Place
-from fitplan.step.model import build_skeleton, load_config, load_model, task_of
+from fitplan.step.model import build_skeleton, load_model
 from fitplan.step.run import train
 from fitplan.trace.events import Trace
 from fitplan.trace.recorder import Recorder

@@ -139,7 +139,7 @@ def test_models_come_from_folders_files_and_configs(tmp_path: Path) -> None:
     from families import FAMILIES
 
     from fitplan.models.resolve import resolve_model
-    from fitplan.step.model import load_config
+    from fitplan.step.architecture import load_config
 
     (tmp_path / "tiny").mkdir()
     file = tmp_path / "tiny" / "config.json"

@@ -6,7 +6,7 @@ import pytest
 from families import FAMILIES
 
 from fitplan.setup import TrainingSetup
-from fitplan.step.model import load_config
+from fitplan.step.architecture import load_config
 from fitplan.trace import tracing
 from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten
 from fitplan.trace.events import Allocation, Category, Layer, Moment, Phase, Trace

@@ -5,14 +5,15 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
+from real_runs import CPU, RealRun
 from torch.profiler import ProfilerActivity, profile
 
 from fitplan.setup import TrainingSetup
-from fitplan.step.model import build_skeleton, load_config, load_model
+from fitplan.step.architecture import load_config
+from fitplan.step.model import build_skeleton, load_model
 from fitplan.step.run import train
 from fitplan.trace.recorder import Recorder
 from fitplan.trace.tracing import _fresh_process
-from real_runs import CPU, RealRun
 
 
 def _allocations(trees: Any) -> Any:

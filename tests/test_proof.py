@@ -11,7 +11,7 @@ from real_runs import batch_bytes, our_run, traced, trainer_run
 
 from fitplan.phase import Phase
 from fitplan.setup import TrainingSetup
-from fitplan.step.model import load_config
+from fitplan.step.architecture import load_config
 from fitplan.trace.events import Trace
 
 METHODS: dict[str, dict[str, Any]] = {

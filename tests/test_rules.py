@@ -9,7 +9,7 @@ from families import FAMILIES
 from fitplan.estimate import estimate_trace
 from fitplan.phase import Phase
 from fitplan.setup import TrainingSetup
-from fitplan.step.model import load_config
+from fitplan.step.architecture import load_config
 from fitplan.trace import autocast
 from fitplan.trace.events import Category, Trace
 from fitplan.trace.kernels import Gpu, efficient_backward_scratch, flash_backward_scratch

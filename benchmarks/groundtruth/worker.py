@@ -30,8 +30,9 @@ if not hasattr(import_utils, "is_flash_attn_greater_or_equal"):
 from fitplan.estimate import CUDA_GRANULE
 from fitplan.phase import Phase
 from fitplan.setup import TrainingSetup
+from fitplan.step.architecture import load_config
 from fitplan.step.job import Place
-from fitplan.step.model import build_skeleton, load_config, load_model
+from fitplan.step.model import build_skeleton, load_model
 from fitplan.trace.events import Allocation, Category, Trace
 from fitplan.trace.kernels import Gpu
 from fitplan.trace.meta import meta_device

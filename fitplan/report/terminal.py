@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fitplan.audit import ParameterGroup, unquantised_share
-from fitplan.check import CheckReport, Plan
 from fitplan.devices.device import Device
 from fitplan.estimate import MemoryEstimate
+from fitplan.plan import CheckReport, Plan
 from fitplan.setup import ALL_LINEAR, Method, MixedPrecision, TrainingSetup
 from fitplan.setup import Padding as RowPadding
 from fitplan.trace.events import Category

@@ -11,9 +11,9 @@ from transformers import PretrainedConfig, Trainer
 
 from fitplan.phase import Phase
 from fitplan.setup import MixedPrecision, TrainingSetup
+from fitplan.step.architecture import task_of
 from fitplan.step.batch import count_labels, make_batch
 from fitplan.step.job import Observer, Place
-from fitplan.step.model import task_of
 from fitplan.step.optimizer import make_optimizer
 
 MAX_GRAD_NORM = 1.0

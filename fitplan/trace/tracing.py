@@ -12,9 +12,10 @@ from transformers import PretrainedConfig
 from fitplan.audit import ParameterGroup
 from fitplan.phase import Phase
 from fitplan.setup import Attention, Task, TrainingSetup
+from fitplan.step.architecture import task_of
 from fitplan.step.audit import Parameter, parameters_of
 from fitplan.step.job import Observer, Place
-from fitplan.step.model import build_skeleton, load_model, task_of
+from fitplan.step.model import build_skeleton, load_model
 from fitplan.step.run import train
 from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten
 from fitplan.trace.events import Allocation, Category, Layer, Trace, layer_of_path

@@ -1,17 +1,78 @@
-"""The report as plain JSON values: one shape for the command line, the API and files."""
+"""The answer: one plan for each setup asked about, and the JSON document made from it."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from fitplan.audit import unquantised_share
-from fitplan.check import CheckReport, Plan
+from fitplan.audit import ParameterGroup, unquantised_share
+from fitplan.devices.device import Device
 from fitplan.estimate import MemoryEstimate
-from fitplan.verdict import device_bytes
+from fitplan.models.resolve import ModelConfig
+from fitplan.setup import Method, TrainingSetup
+from fitplan.verdict import Verdict, device_bytes
 
 SCHEMA = "fitplan.check/1"
 
 
-def check_document(report: CheckReport) -> dict[str, Any]:
-    """The ``fitplan.check/1`` document. Keys are added, never renamed; sizes are bytes."""
+@dataclass(frozen=True)
+class Plan:
+    """One setup, answered.
+
+    Attributes:
+        setup: every setting, resolved.
+        estimate: what it needs.
+        parameters: the model's parameters by how they are stored.
+        verdict: whether it fits; ``None`` where no GPU was given.
+
+    """
+
+    setup: TrainingSetup
+    estimate: MemoryEstimate
+    parameters: tuple[ParameterGroup, ...]
+    verdict: Verdict | None
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Parameters that receive gradients."""
+        return sum(group.parameters for group in self.parameters if group.trainable)
+
+    @property
+    def base_parameters(self) -> int:
+        """Parameters of the model without adapters, tied ones once."""
+        return sum(group.parameters for group in self.parameters if not group.adapter)
+
+    @property
+    def adapter_checkpoint_bytes(self) -> int | None:
+        """Size of the adapter's weights on disk; ``None`` for full fine-tuning."""
+        if self.setup.method is Method.FULL:
+            return None
+        return sum(group.bytes for group in self.parameters if group.adapter)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The answer of :func:`check`.
+
+    Attributes:
+        model: the model that was asked about.
+        gpu: the device; ``None`` where none was given.
+        plans: one for each method asked for.
+        source: where the numbers come from: ``"trace"``.
+        versions: the libraries that were traced.
+
+    """
+
+    model: ModelConfig
+    gpu: Device | None
+    plans: tuple[Plan, ...]
+    source: str
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``fitplan.check/1`` document. Keys are added, never renamed; sizes are bytes."""
+        return _document(self)
+
+
+def _document(report: CheckReport) -> dict[str, Any]:
     gpu = report.gpu
     return {
         "schema": SCHEMA,

@@ -1,0 +1,208 @@
+"""From a config to the model's architecture: modules and parameters without memory."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from fitplan.errors import InputError, ModelNotSupported
+from fitplan.setup import Dtype, Method, Task, TrainingSetup
+
+TORCH_DTYPES = {Dtype.BFLOAT16: torch.bfloat16, Dtype.FLOAT16: torch.float16, Dtype.FLOAT32: torch.float32}
+
+_AUTO_CLASSES: Mapping[Task, Any] = {
+    Task.CAUSAL_LM: transformers.AutoModelForCausalLM,
+    Task.SEQ2SEQ_LM: transformers.AutoModelForSeq2SeqLM,
+    Task.MASKED_LM: transformers.AutoModelForMaskedLM,
+    Task.SEQUENCE_CLASSIFICATION: transformers.AutoModelForSequenceClassification,
+}
+_HEADS = {
+    "ForCausalLM": Task.CAUSAL_LM,
+    "LMHeadModel": Task.CAUSAL_LM,
+    "ForMaskedLM": Task.MASKED_LM,
+    "ForSequenceClassification": Task.SEQUENCE_CLASSIFICATION,
+    "ForConditionalGeneration": Task.SEQ2SEQ_LM,
+    "WithLMHeadModel": Task.SEQ2SEQ_LM,
+}
+
+
+def load_config(settings: Mapping[str, Any]) -> PretrainedConfig:
+    """The transformers config of a ``config.json``; of a multimodal model, its text part.
+
+    Raises:
+        ModelNotSupported: transformers does not know the model type, or refuses the values.
+
+    """
+    model_type = settings.get("model_type")
+    if model_type not in transformers.CONFIG_MAPPING:
+        remote = " without running its own code" if "auto_map" in settings else ""
+        raise ModelNotSupported(
+            f"transformers {transformers.__version__} cannot build model type {model_type!r}{remote}; "
+            "use a model type that it knows, or a newer transformers"
+        )
+    try:
+        config = transformers.CONFIG_MAPPING[model_type].from_dict(dict(settings))
+    except Exception as error:  # the config classes raise whatever their checks happen to raise
+        raise ModelNotSupported(f"transformers refuses this {model_type} config: {one_line(error)}") from error
+    if hasattr(config, "text_config"):
+        return config.get_text_config()
+    config.fitplan_untied_head = settings.get("tie_word_embeddings") is False
+    return config
+
+
+def task_of(config: PretrainedConfig, setup: TrainingSetup) -> Task:
+    """The task of the setup, else the one that the config's ``architectures`` names, else language modelling."""
+    if setup.task is not None:
+        return setup.task
+    if config.is_encoder_decoder:
+        return Task.SEQ2SEQ_LM
+    for architecture in config.architectures or ():
+        for ending, task in _HEADS.items():
+            if architecture.endswith(ending) and task is not Task.SEQ2SEQ_LM:
+                return task
+    return Task.CAUSAL_LM
+
+
+def model_class(config: PretrainedConfig, task: Task) -> type[PreTrainedModel]:
+    """The transformers class for this config and task.
+
+    Raises:
+        ModelNotSupported: there is none.
+
+    """
+    mapping = _AUTO_CLASSES[task]._model_mapping
+    if type(config) not in mapping:
+        raise ModelNotSupported(f"transformers has no {task} model of type {config.model_type!r}; choose another task")
+    found = mapping[type(config)]
+    return found[0] if isinstance(found, list | tuple) else found
+
+
+def build_architecture(config: PretrainedConfig, setup: TrainingSetup) -> PreTrainedModel:
+    """The model with its parameters on the meta device and its buffers, which are computed, on the CPU.
+
+    Raises:
+        ModelNotSupported: transformers cannot build this config.
+        InputError: the setup asks for an attention or a length that the model does not have.
+
+    """
+    task = task_of(config, setup)
+    if setup.num_labels is not None:
+        config.num_labels = setup.num_labels
+    if task is Task.SEQUENCE_CLASSIFICATION and config.pad_token_id is None:
+        config.pad_token_id = 0
+    dtype = TORCH_DTYPES[setup.dtype]
+    dtype_name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    build = model_class(config, task)._from_config
+    try:
+        with _parameters_on_meta(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            attn = {"attn_implementation": str(setup.attn)} if setup.attn is not None else {}
+            model = build(config, **attn, **{dtype_name: dtype})
+    except ImportError as error:
+        raise InputError(f"attn {setup.attn or 'as the config says'} cannot be used here: {one_line(error)}") from error
+    except Exception as error:  # a config with impossible numbers fails somewhere inside the model
+        if setup.attn is not None and "attention" in str(error).lower() and "support" in str(error).lower():
+            raise InputError(
+                f"transformers {transformers.__version__} has no {setup.attn} attention for {config.model_type}; "
+                "leave attn out, or choose eager"
+            ) from error
+        raise ModelNotSupported(
+            f"transformers cannot build this {config.model_type} model: {one_line(error)}"
+        ) from error
+    _keep_in_fp32(model, setup)
+    model.tie_weights()
+    if getattr(config, "fitplan_untied_head", False):
+        _untie_head(model)
+    _check_length(model, config, setup)
+    return model
+
+
+_POSITION_TABLES = ("wpe", "position_embeddings", "embed_positions")
+
+
+def _check_length(model: PreTrainedModel, config: PretrainedConfig, setup: TrainingSetup) -> None:
+    """Models that look positions up in a table cannot read further than the table goes.
+
+    The meta device does not look, a GPU stops with a failed assertion.
+    """
+    limits = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in _POSITION_TABLES:
+            reserved = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
+            limits.append(module.num_embeddings - getattr(module, "offset", reserved))  # OPT names its offset
+    for path, buffer in model.named_buffers():
+        if path.rpartition(".")[2] in _POSITION_TABLES:
+            limits.append(buffer.shape[0])
+    if limits and setup.seq_len > min(limits):
+        raise InputError(
+            f"seq_len {setup.seq_len} is longer than the {min(limits)} positions this {config.model_type} model knows; "
+            f"choose seq_len {min(limits)} or less"
+        )
+
+
+def _untie_head(model: PreTrainedModel) -> None:
+    """T5 models of transformers 5 tie the head whatever their config says; a checkpoint that holds a head unties it."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        head.weight = nn.Parameter(torch.empty_like(head.weight), requires_grad=head.weight.requires_grad)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters are made on the meta device, or move there when they are registered; nothing is initialised.
+
+    ``torch.empty`` is what parameters are made with, and never buffers whose values matter: a fused expert matrix can
+    be larger than the memory of the machine that asks.
+    """
+    empty = torch.empty
+
+    def empty_on_meta(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return empty(*args, **{**kwargs, "device": "meta"})
+
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(module, name, param)
+        if param is not None and param.device.type != "meta":
+            module._parameters[name] = type(param)(param.to("meta"), requires_grad=param.requires_grad)
+
+    def untouched(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return tensor
+
+    initialisers = {name: fn for name, fn in vars(torch.nn.init).items() if name.endswith("_") and callable(fn)}
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
+    torch.empty = empty_on_meta
+    for name in initialisers:
+        setattr(torch.nn.init, name, untouched)
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        torch.empty = empty
+        for name, fn in initialisers.items():
+            setattr(torch.nn.init, name, fn)
+
+
+def _keep_in_fp32(model: PreTrainedModel, setup: TrainingSetup) -> None:
+    """Parameters that the model insists on keeping in float32 (``_keep_in_fp32_modules``).
+
+    Source: transformers ``modeling_utils``: the list is honoured for float16 and by the bitsandbytes quantizers, its
+    strict variant for bfloat16 as well.
+    """
+    patterns = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if setup.dtype is Dtype.FLOAT16 or setup.method is Method.QLORA:
+        patterns |= set(model._keep_in_fp32_modules or ())
+    for name, param in model.named_parameters():
+        if param.is_floating_point() and patterns & set(name.split(".")):
+            param.data = param.data.to(torch.float32)
+
+
+def one_line(error: BaseException) -> str:
+    """The first sentence of an error message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else text[:237] + "..."
