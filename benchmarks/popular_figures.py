@@ -14,9 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fitplan.check import Plan, check, installed_versions
+from fitplan.check import check, installed_versions
 from fitplan.devices.device import find_device
 from fitplan.estimate import MemoryEstimate
+from fitplan.plan import Plan
 from fitplan.setup import Method
 from fitplan.trace.events import Category
 from fitplan.units import GIB
@@ -395,17 +396,14 @@ def page() -> str:
     sections = (
         "# Popular figures, and what they assume",
         "Made by `python benchmarks/popular_figures.py --write`. The popular figures are quoted; every other "
-        "number is "
-        f"fitplan's, traced with {versions}.",
+        f"number is fitplan's, traced with {versions}.",
         'GB are 10^9 bytes, GiB 2^30. "Allocated" is what `torch.cuda.max_memory_allocated()` would say: the CUDA '
         f"context ({gb(CUDA_CONTEXT_BYTES)} where nothing better is known) and what the allocator holds in "
-        f"reserve come "
-        "on top. Where a figure names no GPU, kernels are those of compute capability 8.0.",
+        "reserve come on top. Where a figure names no GPU, kernels are those of compute capability 8.0.",
         "## 7B, 13B, 70B",
         "A table repeated in many fine-tuning guides and calculators, often without settings; its usual "
-        "reading, r=16 on "
-        "all linear layers and 2048 tokens, is taken here. Its first source is not known to us. Sizes are those "
-        "of Llama 2.",
+        "reading, r=16 on all linear layers and 2048 tokens, is taken here. Its first source is not known to us. "
+        "Sizes are those of Llama 2.",
         figures_section(TABLE),
         "The part of the QLoRA figures that is a choice, not a need:",
         variants_section(
@@ -420,8 +418,8 @@ def page() -> str:
         ),
         "## A worked example for 7B",
         "Repeated in guides as 14 + 14 + 28 = 56 GB for full fine-tuning, about 14.5 GB for LoRA with r=8 and "
-        "about 4 GB "
-        "for QLoRA; its first source is not known to us either. LoRA is put on query and value, as in the LoRA paper.",
+        "about 4 GB for QLoRA; its first source is not known to us either. "
+        "LoRA is put on query and value, as in the LoRA paper.",
         figures_section(WORKED),
         "What it takes to come near the 4 GB, and near the 14.5 GB:",
         variants_section(
@@ -432,9 +430,8 @@ def page() -> str:
         variants_section("llama-2-7b", {"method": "lora", **QV}, (("2048 tokens", {}), ("512 tokens", short))),
         "## LLaMA-65B on one 48 GB card",
         "The QLoRA paper (arXiv:2305.14314) says that a 65B model can be fine-tuned on a single 48 GB GPU, with "
-        "NF4, double "
-        f"quantisation, paged optimizers and r=64 on all linear layers. Judged here for {CARD_SIZE.name} with "
-        f"{both(CARD_SIZE.usable_bytes)} usable:",
+        f"NF4, double quantisation, paged optimizers and r=64 on all linear layers. Judged here for "
+        f"{CARD_SIZE.name} with {both(CARD_SIZE.usable_bytes)} usable:",
         section_65b(),
         paging_note(),
         "## Double quantisation",

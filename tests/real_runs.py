@@ -1,9 +1,11 @@
 """The same training step three times: traced, run for real on the CPU, and run by ``transformers.Trainer``."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from fitplan.phase import Phase
@@ -57,6 +59,9 @@ def our_run(settings: dict[str, Any], setup: TrainingSetup, steps: int = 2) -> R
 
 def trainer_run(settings: dict[str, Any], setup: TrainingSetup, folder: str, steps: int = 2) -> RealRun:
     """The step of ``transformers.Trainer``, with the same model and batches."""
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the precision of an earlier Trainer
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
 
     def go(model: Any, config: Any, recorder: Recorder, note: Any) -> None:
         class Marks(TrainerCallback):

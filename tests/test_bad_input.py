@@ -231,7 +231,11 @@ WRONG_COUNTS = [-1, 0, 10**12, 2**63, "x", "16", [16], {}, True, 1.5, ""]
 
 
 def _dimensions(config: dict[str, Any]) -> list[str]:
-    return [name for name, value in config.items() if type(value) is int and not name.endswith(("_id", "_distance"))]
+    return [
+        name
+        for name, value in config.items()
+        if type(value) is int and not name.endswith(("_id", "_distance", "_buckets"))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +244,7 @@ def _dimensions(config: dict[str, Any]) -> list[str]:
 def test_a_dimension_that_is_none(cli: Cli, family: str, field: str) -> None:
     for wrong in WRONG_COUNTS:
         message = cli.refuses("check", cli.config(TINY[family] | {field: wrong}), *QUICK)
-        assert field in message or "relative" in field, (wrong, message)
+        assert field in message, (wrong, message)
 
 
 def test_a_billion_layers(cli: Cli) -> None:
@@ -426,6 +430,19 @@ def test_the_command_itself_prints_one_line(tmp_path: Path) -> None:
     for argv in (["check", str(config), *QUICK], ["check", "a\nb"], ["check", "llama-7b", "--bogus"]):
         done = subprocess.run([*command, *argv], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
         assert_refused(done.returncode, done.stdout, done.stderr)
+
+
+def test_an_output_that_cannot_show_every_character(tmp_path: Path) -> None:
+    """The pipe of an old locale, and of Windows: bars and names may be lost, the answer and its exit code not."""
+    config = tmp_path / "模型.json"
+    config.write_text(json.dumps(LLAMA))
+    done = subprocess.run(
+        [sys.executable, "-m", "fitplan", "check", str(config), *QUICK],
+        capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "LoRA" in done.stdout
 
 
 @pytest.mark.parametrize("gpu", ["h1000", "", " ", "a\nb", "RTX 9999", "-", "cuda:0"])

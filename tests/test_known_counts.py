@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from fitplan.check import Plan, check
+from fitplan.check import check
 from fitplan.models.catalog import catalog
+from fitplan.plan import Plan
 
 SEQ_LEN = 8
 """No count depends on it, and a short one traces fastest."""

@@ -25,7 +25,6 @@ class Gpu:
 
     Attributes:
         capability: CUDA compute capability, e.g. (9, 0).
-        multiprocessors: number of streaming multiprocessors.
 
     """
 
