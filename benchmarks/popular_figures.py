@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fitplan.check import check, installed_versions
+from fitplan.api import check, installed_versions
 from fitplan.devices.device import find_device
-from fitplan.estimate import MemoryEstimate
+from fitplan.memory import MemoryEstimate
 from fitplan.plan import Plan
 from fitplan.setup import Method
 from fitplan.trace.events import Category

@@ -48,8 +48,8 @@ def command_times(runs: int) -> dict[str, float]:
 
 def trace_times(runs: int) -> dict[str, float]:
     """The median time of tracing an 80-layer model, from a few layers and in full."""
-    from fitplan.check import _quiet
-    from fitplan.estimate import estimate_trace
+    from fitplan.api import _quiet
+    from fitplan.memory import estimate_trace
     from fitplan.models.resolve import resolve_model
     from fitplan.setup import TrainingSetup
     from fitplan.step.architecture import load_config

@@ -7,15 +7,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fitplan.api import check as check
+    from fitplan.api import estimate as estimate
     from fitplan.audit import ParameterGroup as ParameterGroup
-    from fitplan.check import check as check
-    from fitplan.check import estimate as estimate
     from fitplan.devices.device import Device as Device
     from fitplan.errors import FitplanError as FitplanError
     from fitplan.errors import InputError as InputError
     from fitplan.errors import MissingDependency as MissingDependency
-    from fitplan.estimate import MemoryEstimate as MemoryEstimate
-    from fitplan.estimate import MemoryMoment as MemoryMoment
+    from fitplan.memory import MemoryEstimate as MemoryEstimate
+    from fitplan.memory import MemoryMoment as MemoryMoment
     from fitplan.models.resolve import ModelConfig as ModelConfig
     from fitplan.plan import CheckReport as CheckReport
     from fitplan.plan import Plan as Plan
@@ -31,16 +31,16 @@ _HOMES = {
     "Fit": "fitplan.verdict",
     "FitplanError": "fitplan.errors",
     "InputError": "fitplan.errors",
-    "MemoryEstimate": "fitplan.estimate",
-    "MemoryMoment": "fitplan.estimate",
+    "MemoryEstimate": "fitplan.memory",
+    "MemoryMoment": "fitplan.memory",
     "MissingDependency": "fitplan.errors",
     "ModelConfig": "fitplan.models.resolve",
     "ParameterGroup": "fitplan.audit",
     "Plan": "fitplan.plan",
     "TrainingSetup": "fitplan.setup",
     "Verdict": "fitplan.verdict",
-    "check": "fitplan.check",
-    "estimate": "fitplan.check",
+    "check": "fitplan.api",
+    "estimate": "fitplan.api",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore

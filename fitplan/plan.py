@@ -5,7 +5,7 @@ from typing import Any
 
 from fitplan.audit import ParameterGroup, unquantised_share
 from fitplan.devices.device import Device
-from fitplan.estimate import MemoryEstimate
+from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import Method, TrainingSetup
 from fitplan.verdict import Verdict, device_bytes

@@ -87,6 +87,7 @@ class Padding(StrEnum):
 
 
 ALL_LINEAR = "all-linear"
+DEFAULT_SEQ_LEN = 2048
 
 _SPELLINGS: Mapping[type[StrEnum], Mapping[str, str]] = {
     Dtype: {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"},
@@ -114,7 +115,7 @@ class TrainingSetup:
     """``None``: the one that the model's ``architectures`` names."""
     batch_size: int = 1
     """Rows in one micro-batch: ``per_device_train_batch_size``."""
-    seq_len: int = 2048
+    seq_len: int = DEFAULT_SEQ_LEN
     """Tokens in a row, padding included; for sequence-to-sequence models, of the source and of the target."""
     gradient_accumulation_steps: int = 1
     lora_r: int | None = None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fitplan.devices.device import Device
-from fitplan.estimate import MemoryEstimate
+from fitplan.memory import MemoryEstimate
 from fitplan.units import MIB
 
 CUDA_CONTEXT_BYTES = 504_658_657

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import fitplan
-from fitplan.check import check
+from fitplan.api import check
 from fitplan.cli.main import main
 from fitplan.trace.events import Category
 

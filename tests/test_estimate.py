@@ -4,7 +4,7 @@ import pytest
 
 from fitplan.devices.device import Device, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError
-from fitplan.estimate import MemoryEstimate, MemoryMoment, estimate_trace
+from fitplan.memory import MemoryEstimate, MemoryMoment, estimate_trace
 from fitplan.phase import Phase
 from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, layer_of_path
 from fitplan.units import GIB, MIB, count, gib, parse_size

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fitplan.check import check
+from fitplan.api import check
 from fitplan.models.catalog import catalog
 from fitplan.plan import Plan
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import FAMILIES
 
-from fitplan.estimate import estimate_trace
+from fitplan.memory import estimate_trace
 from fitplan.phase import Phase
 from fitplan.setup import TrainingSetup
 from fitplan.step.architecture import load_config

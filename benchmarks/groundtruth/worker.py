@@ -27,7 +27,7 @@ if not hasattr(import_utils, "is_flash_attn_greater_or_equal"):
     # transformers before 4.42 has no module for flash-attn: the models import its functions themselves
     sys.modules["transformers.modeling_flash_attention_utils"] = ModuleType("modeling_flash_attention_utils")
 
-from fitplan.estimate import CUDA_GRANULE
+from fitplan.memory import CUDA_GRANULE
 from fitplan.phase import Phase
 from fitplan.setup import TrainingSetup
 from fitplan.step.architecture import load_config

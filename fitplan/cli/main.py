@@ -1,6 +1,7 @@
 """The ``fitplan`` command: it parses, calls the library, and prints. No rule about memory lives here."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -16,6 +17,9 @@ EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an ASCII or cp1252 pipe has no bars: an answer without them is one
     parser = _parser()
     options = vars(parser.parse_args(arguments))
     run = options.pop("run", None)
@@ -99,7 +103,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     job.add_argument("--task", **_choice(Task), help="the one that the model's config names if left out")
     job.add_argument("--num-labels", type=int, metavar="N", help="classes of a sequence classifier")
     job.add_argument("--batch-size", type=int, metavar="N", help="rows in a micro-batch (default 1)")
-    job.add_argument("--seq-len", type=int, metavar="N", help="tokens in a row (default 2048)")
+    job.add_argument("--seq-len", type=int, metavar="N", help="tokens in a row (default 2048, or what the model can)")
     job.add_argument("--gradient-accumulation-steps", type=int, metavar="N", help="micro-batches in a step (default 1)")
     job.add_argument("--padding", **_choice(Padding), help="how rows reach one length (default none: all are full)")
     lora = parser.add_argument_group("LoRA and QLoRA")
@@ -134,7 +138,7 @@ def _modules(text: str) -> str | tuple[str, ...]:
 
 
 def _check(model: str, gpu: str | None, vram: str | None, method: str | None, as_json: bool, **settings: Any) -> int:
-    from fitplan.check import check
+    from fitplan.api import check
     from fitplan.verdict import Fit
 
     given = {name: value for name, value in settings.items() if value is not None}

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fitplan.audit import ParameterGroup, unquantised_share
 from fitplan.devices.device import Device
-from fitplan.estimate import MemoryEstimate
+from fitplan.memory import MemoryEstimate
 from fitplan.plan import CheckReport, Plan
 from fitplan.setup import ALL_LINEAR, Method, MixedPrecision, TrainingSetup
 from fitplan.setup import Padding as RowPadding

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device
 from fitplan.errors import FitplanError, MissingDependency, ModelNotSupported, SetupConflict
-from fitplan.estimate import MemoryEstimate, estimate_trace
+from fitplan.memory import MemoryEstimate, estimate_trace
 from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.plan import CheckReport, Plan
-from fitplan.setup import Method, TrainingSetup, settings_for
+from fitplan.setup import DEFAULT_SEQ_LEN, Method, TrainingSetup, settings_for
 from fitplan.units import parse_size
 from fitplan.verdict import judge
 
@@ -49,8 +49,8 @@ def check(
 
     """
     device = _device(gpu, vram)
-    setups = _setups(method, settings)
     config = resolve_model(model)
+    setups = _setups(method, _with_length(config, settings))
     plans = tuple(_plan(config, setup, device, progress) for setup in setups)
     return CheckReport(config, device, plans, "trace", installed_versions())
 
@@ -68,8 +68,9 @@ def estimate(
         As :func:`check`.
 
     """
-    setup = TrainingSetup.from_dict(settings)
-    return _traced(resolve_model(model), setup, capability, progress)[0]
+    config = resolve_model(model)
+    setup = TrainingSetup.from_dict(_with_length(config, settings))
+    return _traced(config, setup, capability, progress)[0]
 
 
 def installed_versions() -> dict[str, str]:
@@ -87,6 +88,18 @@ def _device(gpu: str | Device | None, vram: str | int | None) -> Device | None:
     if vram is not None:
         return device_of_size(vram if isinstance(vram, int) else parse_size(vram))
     return gpu if isinstance(gpu, Device) or gpu is None else find_device(gpu)
+
+
+def _with_length(model: ModelConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings; where no length is given and the model knows fewer positions than the default, what it can take.
+
+    Rounded down to whole 64s: tables of positions hold a few that are not for tokens.
+    """
+    known = [model.settings.get(name) for name in ("max_position_embeddings", "n_positions")]
+    limit = min((n for n in known if isinstance(n, int) and n > 0), default=DEFAULT_SEQ_LEN)
+    if "seq_len" in settings or limit >= DEFAULT_SEQ_LEN:
+        return settings
+    return {**settings, "seq_len": limit // 64 * 64 or limit}
 
 
 def _setups(method: Method | str | None, settings: dict[str, Any]) -> list[TrainingSetup]:
