@@ -46,3 +46,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, type_vocab_size=0,
     ),
 }  # fmt: skip
+
+
+def first_difference(ours: list[Any], theirs: list[Any]) -> Any:
+    """Where two long lists part: place and both items, or ``None``. A diff of whole lists would take minutes."""
+    for place, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one != other:
+            return place, one, other
+    return None if len(ours) == len(theirs) else (min(len(ours), len(theirs)), len(ours), len(theirs))

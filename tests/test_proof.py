@@ -6,7 +6,7 @@ Every family, every method, real tensors on the CPU. What differs is named here 
 from typing import Any
 
 import pytest
-from families import FAMILIES
+from families import FAMILIES, first_difference
 from real_runs import batch_bytes, our_run, traced, trainer_run
 
 from fitplan.phase import Phase
@@ -100,7 +100,7 @@ def test_trace_real_run_and_trainer_agree(family: str, method: str, tmp_path: An
     real = our_run(settings, setup)
     trace = _training_events(traced(settings, setup))
     assert len(trace) > 400
-    assert trace == _training_events(real.trace)
+    assert first_difference(trace, _training_events(real.trace)) is None
 
     trainer = trainer_run(settings, setup, str(tmp_path))
     ahead = batch_bytes(settings, setup)

@@ -1,5 +1,6 @@
 """Trace a training run: the step on the meta device, recorded, at the model's full depth."""
 
+import copy
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -91,6 +92,7 @@ class _ShortRun:
 
 
 def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None) -> _ShortRun:
+    config = copy.deepcopy(config)  # building and training a model write to its config
     place = Place("meta", "cuda" if gpu else "cpu")
     recorder = Recorder("meta")
     with ExitStack() as stack:
