@@ -569,7 +569,7 @@ def test_contradicting_settings(cli: Cli, argv: tuple[str, ...], named: str, as_
     assert named in cli.refuses("check", cli.config(LLAMA), *argv, *as_json)
 
 
-@pytest.mark.parametrize("first", ["fitplan.Plan", "fitplan.api", "fitplan.memory", "fitplan.MemoryMoment"])
+@pytest.mark.parametrize("first", ["fitplan.Plan", "fitplan.check", "fitplan.estimate", "fitplan.MemoryMoment"])
 def test_the_functions_of_the_api_are_not_hidden_by_the_modules_of_their_names(first: str) -> None:
     code = f"import fitplan; {first}; assert callable(fitplan.check) and callable(fitplan.estimate)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
