@@ -21,7 +21,7 @@ def make_batch(config: PretrainedConfig, task: Task, setup: TrainingSetup, devic
         first = 1 if setup.padding is Padding.MAX_LENGTH else 0
         for row in range(batch):
             mask[row, max(1, length - row - first) :] = 0
-    ids = torch.arange(batch * length, dtype=torch.int64).view(batch, length) % _ordinary_tokens(config)
+    ids = torch.arange(batch * length, dtype=torch.int64).view(batch, length) % config.vocab_size
     if config.pad_token_id is not None:
         ids = torch.where(ids == config.pad_token_id, (ids + 1) % config.vocab_size, ids)
         ids = torch.where(mask.bool(), ids, torch.full_like(ids, config.pad_token_id))
@@ -31,10 +31,6 @@ def make_batch(config: PretrainedConfig, task: Task, setup: TrainingSetup, devic
         labels = torch.where(mask.bool(), ids, torch.full_like(ids, IGNORED_LABEL))
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     return {name: tensor.to(device) for name, tensor in inputs.items()}
-
-
-def _ordinary_tokens(config: PretrainedConfig) -> int:
-    return max(1, int(config.vocab_size))
 
 
 def count_labels(batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:

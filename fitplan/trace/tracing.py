@@ -20,6 +20,7 @@ from fitplan.step.model import build_skeleton, load_model
 from fitplan.step.run import train
 from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten
 from fitplan.trace.events import Allocation, Category, Layer, Trace, layer_of_path
+from fitplan.trace.flash_attn import flash_attn_package
 from fitplan.trace.kernels import Gpu
 from fitplan.trace.meta import meta_device
 from fitplan.trace.recorder import Recorder
@@ -98,8 +99,6 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
     with ExitStack() as stack:
         stack.enter_context(_fresh_process())
         if setup.attn is Attention.FLASH_ATTENTION_2:
-            from fitplan.trace.flash_attn import flash_attn_package
-
             stack.enter_context(flash_attn_package())
         skeleton = build_skeleton(config, setup, place)
         stack.enter_context(recorder)
