@@ -2,14 +2,9 @@
 
 from dataclasses import dataclass
 
+from fitplan.cuda import GRANULE, LARGE_BLOCK
 from fitplan.phase import Phase
 from fitplan.trace.events import Category, Layer, Moment, Trace, moment_name
-
-CUDA_GRANULE = 512
-"""Every CUDA allocation is a multiple of this (pytorch ``c10/cuda/CUDACachingAllocator.cpp``, ``kMinBlockSize``)."""
-
-LARGE_BLOCK = 2**20
-"""Allocations above this come from the pool whose blocks may keep up to 1 MiB unsplit (same file, ``kSmallSize``)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ class MemoryEstimate:
         return self.peak.breakdown
 
 
-def estimate_trace(trace: Trace, granule: int = CUDA_GRANULE) -> MemoryEstimate:
+def estimate_trace(trace: Trace, granule: int = GRANULE) -> MemoryEstimate:
     """The estimate that a trace gives; blocks are rounded up to ``granule`` bytes."""
     live: dict[Category, int] = dict.fromkeys(Category, 0)
     total = large = best = best_large = 0
@@ -85,12 +80,12 @@ def estimate_trace(trace: Trace, granule: int = CUDA_GRANULE) -> MemoryEstimate:
         if total > best:
             best, best_large, best_moment = total, large, moment
     assert best_moment is not None, "an empty trace has no peak"
-    moments = {key: MemoryMoment(_name(moment, trace), split) for key, (_, moment, split) in highest.items()}
+    moments = {key: MemoryMoment(moment_title(moment, trace), split) for key, (_, moment, split) in highest.items()}
     peak = moments[(best_moment.phase, best_moment.part)]
     return MemoryEstimate(peak, tuple(moments.values()), best_large)
 
 
-def _name(moment: Moment, trace: Trace) -> str:
+def moment_title(moment: Moment, trace: Trace) -> str:
     """The moment's name; the stack of a layer is told only where there are several."""
     layer = moment.layer
     if layer is not None:

@@ -69,7 +69,7 @@ def _training_events(trace: Trace) -> list[tuple[bool, int, Phase, int]]:
         number = event if event >= 0 else ~event
         allocation = trace.allocations[number]
         loading = moment.phase in (Phase.LOAD, Phase.PREPARE)
-        batch = moment.phase is Phase.FORWARD and not allocation.owner
+        batch = moment.phase is Phase.FORWARD and (not allocation.owner or "batch" in allocation.owner)
         if event >= 0 and (loading or batch or allocation.size <= 16):
             left_out.add(number)
         if number in left_out or loading:

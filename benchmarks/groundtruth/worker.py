@@ -27,7 +27,7 @@ if not hasattr(import_utils, "is_flash_attn_greater_or_equal"):
     # transformers before 4.42 has no module for flash-attn: the models import its functions themselves
     sys.modules["transformers.modeling_flash_attention_utils"] = ModuleType("modeling_flash_attention_utils")
 
-from fitplan.memory import CUDA_GRANULE
+from fitplan.cuda import GRANULE, cublas_workspace
 from fitplan.phase import Phase
 from fitplan.setup import TrainingSetup
 from fitplan.step.architecture import load_config
@@ -50,7 +50,7 @@ def _sizes(trace: Trace) -> Iterator[tuple[int, Any]]:
     """The bytes allocated after each event, every block rounded up as CUDA does, and the moment."""
     live = 0
     for allocation, sign, moment in trace.sizes():
-        live += sign * -(-allocation.size // CUDA_GRANULE) * CUDA_GRANULE
+        live += sign * -(-allocation.size // GRANULE) * GRANULE
         yield live, moment
 
 
@@ -150,7 +150,7 @@ class _Program:
     def open_cublas(self, threads: int) -> None:
         """The workspaces of ``threads`` cuBLAS handles: one for forward, one for backward."""
         for _ in range(threads):
-            size = self._gpu.cublas_workspace
+            size = cublas_workspace(self._gpu.capability)
             self._recorder.reserve(Allocation(size, Category.WORKSPACES, "cuBLAS", "cublasCreate"))
 
     def mark(self) -> None:

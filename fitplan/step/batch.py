@@ -31,9 +31,3 @@ def make_batch(config: PretrainedConfig, task: Task, setup: TrainingSetup, devic
         labels = torch.where(mask.bool(), ids, torch.full_like(ids, IGNORED_LABEL))
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     return {name: tensor.to(device) for name, tensor in inputs.items()}
-
-
-def count_labels(batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """``num_items_in_batch`` of ``Trainer``: labels that count towards the loss, over one optimizer step."""
-    labels = [batch["labels"] for batch in batches]
-    return torch.stack([(row != IGNORED_LABEL).sum() for row in labels]).sum()

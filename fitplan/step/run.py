@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, Trainer
 from fitplan.phase import Phase
 from fitplan.setup import MixedPrecision, TrainingSetup
 from fitplan.step.architecture import task_of
-from fitplan.step.batch import count_labels, make_batch
+from fitplan.step.batch import IGNORED_LABEL, make_batch
 from fitplan.step.job import Observer, Place
 from fitplan.step.optimizer import make_optimizer
 
@@ -48,10 +48,13 @@ def train(
     accumulation = setup.gradient_accumulation_steps
     for _ in range(steps):
         observe(Phase.FORWARD)
-        batches = [make_batch(config, task, setup, place.device) for _ in range(accumulation)]
+        batches = []
+        for number in range(accumulation):
+            observe(Phase.FORWARD, f"batch {number}")
+            batches.append(make_batch(config, task, setup, place.device))
         extra: dict[str, Any] = {}
         if takes_count:
-            extra["num_items_in_batch"] = count_labels(batches)
+            extra["num_items_in_batch"] = _count_labels(batches, observe)
         for inputs in batches[: micro_batches or accumulation]:
             observe(Phase.FORWARD)
             loss = _compute_loss(model, inputs, extra)
@@ -88,6 +91,16 @@ def _wrap_forward(model: nn.Module, setup: TrainingSetup, place: Place) -> None:
     forward = model.forward.__func__
     model.forward = MethodType(autocast(forward), model)
     model.forward = MethodType(convert_outputs_to_fp32(model.forward.__func__), model)
+
+
+def _count_labels(batches: list[dict[str, torch.Tensor]], observe: Observer) -> torch.Tensor:
+    """``num_items_in_batch`` of ``Trainer``: labels that count towards the loss, over one optimizer step."""
+    counts = []
+    for number, batch in enumerate(batches):
+        observe(Phase.FORWARD, f"labels of batch {number}")
+        counts.append((batch["labels"] != IGNORED_LABEL).sum())
+    observe(Phase.FORWARD)
+    return torch.stack(counts).sum()
 
 
 def _takes_loss_kwargs(model: nn.Module) -> bool:

@@ -49,6 +49,8 @@ class Moment:
         part: which part of it: ``""``, ``"loss"``, ``"layer"`` or ``"recompute"``.
         layer: the layer, for the last two.
         step: 0 in the first optimizer step (no optimizer states yet), then 1.
+        micro_batch: 0 in the first forward and backward of a step, where no gradients have been accumulated, then 1;
+            0 in what comes once a step.
 
     """
 
@@ -56,6 +58,7 @@ class Moment:
     part: str = ""
     layer: Layer | None = None
     step: int = 0
+    micro_batch: int = 0
 
     @property
     def name(self) -> str:
@@ -84,6 +87,10 @@ def moment_name(phase: Phase, part: str, layer: Layer | None) -> str:
     stack = f"{layer.stack} " if layer.stack else ""
     verb = "recompute" if part == "recompute" else name
     return f"{verb} of {stack}layer {layer.index}"
+
+
+CUBLAS_CREATE = "cublasCreate"
+"""The ``op`` of a cuBLAS handle's workspace."""
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fitplan.cuda import EMBEDDING_SEGMENT, EMBEDDING_SORTS_BEYOND
 from fitplan.trace import values
 
 aten = torch.ops.aten
@@ -29,15 +30,6 @@ class Gpu:
     """
 
     capability: tuple[int, int] = (8, 0)
-
-    @property
-    def cublas_workspace(self) -> int:
-        """Bytes of the workspace that every cuBLAS handle keeps.
-
-        Source: pytorch ``aten/src/ATen/cuda/CublasHandlePool.cpp``, ``getChosenWorkspaceSize``: 4096 KiB x 8 on compute
-        capability 9, 10 and 12, else 4096 KiB x 2 + 16 KiB x 8.
-        """
-        return 32 * 2**20 if self.capability[0] in (9, 10, 12) else 2 * 4096 * 1024 + 8 * 16 * 1024
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -204,15 +196,16 @@ def _efficient_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _embedding_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
     """Source: pytorch ``aten/src/ATen/native/cuda/Embedding.cu`` and ``EmbeddingBackwardKernel.cu``: beyond 3072
-    indices they are sorted (keys and positions, in and out), and segments of ten rows are summed in float32.
+    indices they are sorted (keys and positions, in and out), and segments of ten rows are summed in float32. Below that
+    the same pieces are empty, so that the number of tokens does not change the sequence of allocations.
     """
     gradient, indices = args[0], args[1]
-    count = indices.numel()
+    count = indices.numel() if indices.numel() > EMBEDDING_SORTS_BEYOND else 0
+    segments = _round_up(count, EMBEDDING_SEGMENT) // EMBEDDING_SEGMENT
     output = func(*args, **kwargs)
-    if count > 3072:
-        scratch = [indices.new_empty((count,)) for _ in range(4)]
-        scratch.append(gradient.new_empty((_round_up(count, 10) // 10, gradient.shape[-1]), dtype=torch.float32))
-        del scratch
+    scratch = [indices.new_empty((count,)) for _ in range(4)]
+    scratch.append(gradient.new_empty((segments, gradient.shape[-1]), dtype=torch.float32))
+    del scratch
     return output
 
 

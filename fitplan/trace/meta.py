@@ -54,10 +54,29 @@ def _chosen_by_device(gpu: Gpu | None) -> Iterator[None]:
     library.impl("scaled_dot_product_attention", partial(scaled_dot_product_attention, gpu), "AutogradMeta")
     if gpu is not None:
         library.impl("dropout", dropout, "AutogradMeta")
+    for name, reference in (("mul.Tensor", torch._refs.mul), ("add.Tensor", torch._refs.add)):
+        library.impl(name, partial(_arithmetic, reference), "Meta")
     try:
         yield
     finally:
         library._destroy()
+
+
+def _arithmetic(reference: Any, left: torch.Tensor, right: Any, **kwargs: Any) -> Any:
+    """Sums and products, a third of a trace's time, where one operand is contiguous and has the shape of the result.
+
+    PyTorch's own meta kernels of the two, ``reference``, work the result out in Python.
+    """
+    numbers = not isinstance(right, torch.Tensor)
+    full, other = (left, right) if numbers or left.dim() >= right.dim() else (right, left)
+    if full.is_floating_point() and full.is_contiguous() and (numbers or _broadcasts(other, full)):
+        return torch.empty(full.shape, dtype=torch.result_type(left, right), device="meta")
+    return reference(left, right, **kwargs)
+
+
+def _broadcasts(small: torch.Tensor, full: torch.Tensor) -> bool:
+    pairs = zip(reversed(small.shape), reversed(full.shape), strict=False)
+    return small.is_contiguous() and full.is_meta and all(a in (1, b) for a, b in pairs)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import bisect
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class Recorder(TorchDispatchMode):
         self._device = device
         self._live: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._moment = Moment(Phase.LOAD)
+        self._micro_batch = 0
         self._moments: dict[Moment, Moment] = {}
         self._paths: dict[int, str] = {}
         self._layers: dict[int, Layer] = {}
@@ -51,9 +53,13 @@ class Recorder(TorchDispatchMode):
         if phase is not before.phase:
             self._leave_phase(before.phase)
         step = before.step + (phase is Phase.FORWARD and before.phase is Phase.ZERO_GRAD)
+        if phase is Phase.FORWARD and before.phase is not Phase.FORWARD:
+            self._micro_batch = self._micro_batch + 1 if before.phase is Phase.BACKWARD else 0
+        once = phase not in (Phase.FORWARD, Phase.BACKWARD)
         layer = layer_of_path(owner) if owner else None
         self._owner = owner
-        self._set_moment(Moment(phase, "loss" if phase is Phase.BACKWARD else "", layer, step))
+        part = "loss" if phase is Phase.BACKWARD else ""
+        self._set_moment(Moment(phase, part, layer, step, 0 if once else self._micro_batch))
 
     def _leave_phase(self, phase: Phase) -> None:
         """What a phase leaves behind tells what it was for."""
@@ -74,7 +80,7 @@ class Recorder(TorchDispatchMode):
 
     def _at(self, part: str, layer: Layer | None) -> None:
         if (part, layer) != (self._moment.part, self._moment.layer):
-            self._set_moment(Moment(self._moment.phase, part, layer, self._moment.step))
+            self._set_moment(replace(self._moment, part=part, layer=layer))
 
     def reserve(self, allocation: Allocation) -> None:
         """Memory that no operator returns and that is never given back, such as a workspace."""

@@ -11,6 +11,7 @@ import torch
 from transformers import PretrainedConfig
 
 from fitplan.audit import ParameterGroup
+from fitplan.cuda import cublas_workspace
 from fitplan.phase import Phase
 from fitplan.setup import Attention, Task, TrainingSetup
 from fitplan.step.architecture import task_of
@@ -19,7 +20,7 @@ from fitplan.step.job import Observer, Place
 from fitplan.step.model import build_skeleton, load_model
 from fitplan.step.run import train
 from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten
-from fitplan.trace.events import Allocation, Category, Layer, Trace, layer_of_path
+from fitplan.trace.events import CUBLAS_CREATE, Allocation, Category, Layer, Trace, layer_of_path
 from fitplan.trace.flash_attn import flash_attn_package
 from fitplan.trace.kernels import Gpu
 from fitplan.trace.meta import meta_device
@@ -148,9 +149,8 @@ def _with_workspaces(recorder: Recorder, gpu: Gpu | None) -> Observer:
         recorder.enter(phase, owner)
         if gpu is not None and phase in waiting:
             waiting.remove(phase)
-            recorder.reserve(
-                Allocation(gpu.cublas_workspace, Category.WORKSPACES, f"cuBLAS, {phase} thread", "cublasCreate")
-            )
+            size = cublas_workspace(gpu.capability)
+            recorder.reserve(Allocation(size, Category.WORKSPACES, f"cuBLAS, {phase} thread", CUBLAS_CREATE))
 
     return observe
 

@@ -1,0 +1,454 @@
+"""From two traces of different shape to the formula that gives both, and all between."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fitplan.cuda import GRANULE, LARGE_BLOCK, rounded
+from fitplan.footprint.footprint import CATEGORIES, Block, Live, OptimizerFootprint, Piece, Region, Summit
+from fitplan.footprint.size import Lengths, NoFormula, Shape, Size, lengths_of, size_through
+from fitplan.memory import moment_title
+from fitplan.phase import Phase
+from fitplan.trace.events import CUBLAS_CREATE, Allocation, Category, Moment, Trace
+
+EDGES = 2
+"""Layers at either end of a stack that may differ from those between."""
+
+Counts = NDArray[np.int64]
+
+
+class NotAlike(Exception):
+    """Two shapes do not run the same operators."""
+
+
+@dataclass(frozen=True)
+class ShapedTrace:
+    """A trace, and the shape of the job that it is of."""
+
+    trace: Trace
+    shape: Shape
+    capability: tuple[int, int]
+
+    @property
+    def values(self) -> dict[str, int]:
+        """The value of every length."""
+        return lengths_of(self.shape, self.capability)
+
+
+def derive(low: ShapedTrace, high: ShapedTrace, region: Region) -> tuple[Piece, OptimizerFootprint]:
+    """The formula of a step from its traces at two corners of ``region``, both with accumulation.
+
+    Raises:
+        NotAlike: the corners do not run the same operators.
+        NoFormula: the size of an allocation is no product of the known lengths.
+
+    """
+    return _Derivation(_Run(low), _Run(high), region).run()
+
+
+@dataclass(slots=True)
+class _Birth:
+    allocation: Allocation
+    per_extra_batch: bool
+
+
+class _Run:
+    """A trace, with the micro-batches that are neither first nor last left out: they are like the last."""
+
+    def __init__(self, shaped: ShapedTrace) -> None:
+        self.values = shaped.values
+        self.trace = shaped.trace
+        last = shaped.shape.gradient_accumulation_steps - 1
+        middle = {f"{what} {number}" for number in range(1, last) for what in ("batch", "labels of batch")}
+        self.births: list[_Birth] = []
+        self.events: list[int] = []
+        self.moments: list[Moment] = []
+        number: dict[int, int] = {}
+        for event, moment in zip(shaped.trace.events, shaped.trace.moments, strict=True):
+            index = event if event >= 0 else ~event
+            allocation = shaped.trace.allocations[index]
+            if allocation.owner in middle:
+                continue
+            if event >= 0:
+                number[index] = len(self.births)
+                self.births.append(_Birth(allocation, _per_extra_batch(allocation, last)))
+            self.events.append(number[index] if event >= 0 else ~number[index])
+            self.moments.append(moment)
+        self._sort_releases()
+
+    def _sort_releases(self) -> None:
+        """Autograd drops what a finished graph held in no particular order."""
+        start = 0
+        for place, event in enumerate([*self.events, 0]):
+            if event >= 0:
+                if place - start > 1:
+                    self.events[start:place] = sorted(self.events[start:place])
+                start = place + 1
+
+    def differs_from(self, other: "_Run") -> str:
+        """Where the operators part; empty if they do not."""
+        if len(self.events) != len(other.events):
+            return f"{len(self.events)} and {len(other.events)} events"
+        for place, (one, two) in enumerate(zip(self.births, other.births, strict=False)):
+            a, b = one.allocation, two.allocation
+            if (a.op, a.category, one.per_extra_batch) != (b.op, b.category, two.per_extra_batch):
+                return f"allocation {place} is {a.op} of {a.owner}, or {b.op} of {b.owner}"
+        if self.events != other.events or self.moments != other.moments:
+            place = next(p for p, (a, b) in enumerate(zip(self.events, other.events, strict=True)) if a != b or self.moments[p] != other.moments[p])
+            return f"event {place}, in {self.moments[place].name}"
+        return ""
+
+
+def _per_extra_batch(allocation: Allocation, last: int) -> bool:
+    """The last batch stands for all but the first; the first batch's count of labels for all but the last."""
+    if allocation.owner == "labels of batch 0":
+        return last > 0 and ".sum" in allocation.op
+    return last > 0 and allocation.owner == f"batch {last}"
+
+
+@dataclass(slots=True)
+class _Columns:
+    """The blocks of both traces, and the column of each allocation; constants have no block."""
+
+    blocks: list[Block] = field(default_factory=list)
+    numbers: dict[tuple[object, ...], int] = field(default_factory=dict)
+
+    def of(self, low: _Birth, high: _Birth, runs: tuple[_Run, _Run]) -> int | None:
+        sizes = (low.allocation.size, high.allocation.size)
+        key = (*sizes, low.per_extra_batch, low.allocation.category, low.allocation.op == CUBLAS_CREATE)
+        if key not in self.numbers:
+            workspace = low.allocation.op == CUBLAS_CREATE
+            size = (
+                Size(1, ("w",))
+                if workspace
+                else size_through([(run.values, n) for run, n in zip(runs, sizes, strict=True)])
+            )
+            constant = not size.lengths and not low.per_extra_batch
+            self.numbers[key] = -1 if constant else len(self.blocks)
+            if not constant:
+                what = _what(low.allocation)
+                self.blocks.append(Block(low.allocation.category, size, low.per_extra_batch, what))
+        number = self.numbers[key]
+        return None if number < 0 else number
+
+
+def _what(allocation: Allocation) -> str:
+    owner = ".".join("*" if part.isdigit() else part for part in allocation.owner.split("."))
+    return f"{owner.removeprefix('base_model.model.')}: {allocation.op.removeprefix('aten.')}"
+
+
+class _Derivation:
+    def __init__(self, low: _Run, high: _Run, region: Region) -> None:
+        if difference := low.differs_from(high):
+            raise NotAlike(difference)
+        self._low, self._high, self._region = low, high, region
+        self._columns = _Columns()
+        columns = [
+            self._columns.of(a, b, (low, high)) for a, b in zip(low.births, high.births, strict=True)
+        ]
+        self._blocks = self._columns.blocks
+        self._count = len(self._blocks)
+        self._rows = self._accumulate(columns)
+        self._merge_weights()
+
+    # --- what is live after each event -----------------------------------------------------------------------------------
+
+    def _accumulate(self, columns: Sequence[int | None]) -> Counts:
+        """[events, blocks + categories + 1]: counts of blocks, constant bytes by category, large constant blocks."""
+        width = self._count + len(CATEGORIES) + 1
+        place = {category: self._count + index for index, category in enumerate(CATEGORIES)}
+        births = self._low.births
+        column = np.array(
+            [place[b.allocation.category] if c is None else c for b, c in zip(births, columns, strict=True)]
+        )
+        amount = np.array([rounded(b.allocation.size) if c is None else 1 for b, c in zip(births, columns, strict=True)])
+        large = np.array([c is None and b.allocation.size > LARGE_BLOCK for b, c in zip(births, columns, strict=True)])
+        events = np.array(self._low.events)
+        sign = np.where(events >= 0, 1, -1)
+        number = np.where(events >= 0, events, ~events)
+        rows = np.zeros((len(events), width), dtype=np.int64)
+        rows[np.arange(len(events)), column[number]] = sign * amount[number]
+        rows[:, -1] = sign * large[number]
+        return np.cumsum(rows, axis=0, out=rows)
+
+    def _merge_weights(self) -> None:
+        """Which columns are the optimizer's states."""
+        states = [b.category is Category.OPTIMIZER_STATES for b in self._blocks]
+        states += [category is Category.OPTIMIZER_STATES for category in CATEGORIES]
+        self._is_state = np.array([*states, False])
+
+    # --- the two parts -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> tuple[Piece, OptimizerFootprint]:
+        moments = self._low.moments
+        entries = self._entries()
+        states = np.where(self._is_state, entries[1], 0)
+        states_large = entries[1][-1] - entries[0][-1]
+        body_rows: dict[str, list[int]] = {}
+        step_rows: list[int] = []
+        kinds: dict[str, None] = {}
+        for place in self._tops():
+            moment = moments[place]
+            kind = f"{moment.phase}/{moment.part}"
+            kinds.setdefault(kind)
+            if moment.phase is Phase.OPTIMIZER:
+                step_rows.append(place)
+            else:
+                body_rows.setdefault(kind, []).append(place)
+        entry = np.where(self._is_state, 0, entries[0])
+        self._check_states(entries, states, body_rows)
+        summits: list[tuple[int, Summit]] = []
+        for rows in body_rows.values():
+            summits += self._summits(rows, states, states_large)
+        piece = Piece(
+            self._region,
+            tuple(self._blocks),
+            tuple(summit for _, summit in sorted(summits, key=lambda pair: pair[0])),
+            tuple(kinds),
+            self._live(entry),
+        )
+        return self._without_unused(piece), self._optimizer(step_rows, entry, states, states_large)
+
+    def _entries(self) -> tuple[Counts, Counts]:
+        """What is live when the optimizer's step begins, in both steps."""
+        after = (Phase.OPTIMIZER, Phase.ZERO_GRAD)
+        last = {m.step: place for place, m in enumerate(self._low.moments) if m.phase not in after}
+        return self._rows[last[0]], self._rows[last[1]]
+
+    def _check_states(self, entries: tuple[Counts, Counts], states: Counts, body: dict[str, list[int]]) -> None:
+        first, second = (np.where(self._is_state, 0, entry) for entry in entries)
+        if (first[:-1] != second[:-1]).any():
+            raise NotAlike("the second step begins with other memory than the first")
+        for rows in body.values():
+            held = self._rows[rows][:, self._is_state]
+            if not ((held == 0).all(axis=1) | (held == states[self._is_state]).all(axis=1)).all():
+                raise NotAlike("optimizer states come and go")
+
+    def _tops(self) -> list[int]:
+        """Births that are not followed by another birth in the same moment: only there can a maximum be."""
+        events, moments = self._low.events, self._low.moments
+        last = len(events) - 1
+        return [
+            p
+            for p, event in enumerate(events)
+            if event >= 0 and (p == last or events[p + 1] < 0 or moments[p + 1] is not moments[p])
+        ]
+
+    def _live(self, row: Counts) -> Live:
+        blocks = tuple((int(n), int(row[n])) for n in np.flatnonzero(row[: self._count]))
+        constant = tuple(int(v) for v in row[self._count : -1])
+        return Live(constant, int(row[-1]), blocks)
+
+    def _summits(self, rows: list[int], states: Counts, states_large: int) -> list[tuple[int, Summit]]:
+        moments = self._low.moments
+        values = self._rows[rows]
+        some = self._is_state.any() and states.any()
+        with_states = (values[:, self._is_state] != 0).any(axis=1) if some else np.array([moments[p].step > 0 for p in rows])
+        values = np.where(self._is_state, 0, values)
+        values[:, -1] -= np.where(with_states, states_large, 0)
+        kept = self._highest(rows, values, with_states)
+        found = []
+        for place in kept:
+            moment = moments[rows[place]]
+            found.append(
+                (
+                    rows[place],
+                    Summit(
+                        moment.phase,
+                        moment.part,
+                        moment_title(moment, self._low.trace),
+                        moment.step,
+                        moment.micro_batch,
+                        bool(with_states[place]),
+                        self._live(values[place]),
+                    ),
+                )
+            )
+        return found
+
+    def _optimizer(self, rows: list[int], entry: Counts, states: Counts, states_large: int) -> OptimizerFootprint:
+        moments = self._low.moments
+        values = self._rows[rows] - entry if rows else np.zeros((0, self._rows.shape[1]), dtype=np.int64)
+        kept = self._highest(rows, values, np.ones(len(rows), dtype=bool)) if rows else []
+        summits = [
+            Summit(Phase.OPTIMIZER, moments[rows[p]].part, moment_title(moments[rows[p]], self._low.trace), moments[rows[p]].step, 0, True, self._live(values[p]))
+            for p in sorted(kept)
+        ]
+        state_row = states.copy()
+        state_row[-1] = states_large
+        used = sorted({n for live in [self._live(state_row), *(s.live for s in summits)] for n, _ in live.blocks})
+        number = {old: new for new, old in enumerate(used)}
+        return OptimizerFootprint(
+            tuple(self._blocks[n] for n in used),
+            _renumbered(self._live(state_row), number),
+            tuple(_with_live(s, _renumbered(s.live, number)) for s in summits),
+        )
+
+    def _without_unused(self, piece: Piece) -> Piece:
+        used = sorted({n for live in [piece.entry, *(s.live for s in piece.summits)] for n, _ in live.blocks})
+        number = {old: new for new, old in enumerate(used)}
+        return Piece(
+            piece.region,
+            tuple(piece.blocks[n] for n in used),
+            tuple(_with_live(s, _renumbered(s.live, number)) for s in piece.summits),
+            piece.kinds,
+            _renumbered(piece.entry, number),
+        )
+
+    # --- the envelope -----------------------------------------------------------------------------------------------------
+
+    def _highest(self, rows: list[int], values: Counts, with_states: NDArray[np.bool_]) -> list[int]:
+        """The places of those rows that may be the highest for some shape of the region."""
+        polynomials, loose = self._polynomials(values)
+        later = np.array([self._low.moments[row].micro_batch for row in rows])
+        envelope = _Envelope(polynomials, loose, later, with_states)
+        envelope.drop_exceeded(self._probe)
+        same: dict[str, list[int]] = {}
+        for place in envelope.alive():
+            allocation = self._low.births[self._low.events[rows[place]]].allocation
+            same.setdefault(_what(allocation), []).append(place)
+        for places in same.values():
+            envelope.drop_between([(a, b) for a in places[:EDGES] for b in places[-EDGES:] if a < b])
+        envelope.drop_under_means()
+        return envelope.alive()
+
+    def _polynomials(self, values: Counts) -> tuple[Counts, Counts]:
+        """Each row as coefficients of products of (length - least length), and its counts of blocks that are rounded."""
+        least = {name: 0 for name in ("n", "n10")} | {"g-1": 0}
+        floor = lengths_of(
+            Shape(self._region.batch_size[0], self._region.seq_len[0], self._region.lora_r[0], 1), (8, 0)
+        ) | least
+        products: dict[Lengths, int] = {(): 0}
+        terms: list[list[tuple[int, int]]] = []
+        for block in self._blocks:
+            lengths = block.size.lengths + (("g-1",) if block.per_extra_batch else ())
+            expansion = [(block.size.coefficient, ())]
+            for name in lengths:
+                expansion = [(c * floor[name], part) for c, part in expansion] + [(c, (*part, name)) for c, part in expansion]
+            terms.append([(products.setdefault(tuple(sorted(part)), len(products)), c) for c, part in expansion if c])
+        matrix = np.zeros((values.shape[1], len(products)), dtype=np.int64)
+        for number, expansion_terms in enumerate(terms):
+            for product, c in expansion_terms:
+                matrix[number, product] += c
+        matrix[self._count : -1, 0] = 1
+        high = self._high.values | {"g-1": 1}
+        excess = {name: max(0, value - floor.get(name, 0)) for name, value in high.items()}
+        self._probe = np.array([float(np.prod([float(excess[n]) for n in p])) for p in products])
+        unaligned = np.array([not b.size.is_aligned for b in self._blocks], dtype=bool)
+        return values @ matrix, values[:, : self._count][:, unaligned]
+
+
+class _Envelope:
+    """Rows, as polynomials with whole coefficients, of which those go that never are the highest.
+
+    One polynomial never exceeds another if their difference, written in what each length exceeds its least value by, has
+    no negative coefficient. A block that is rounded up may count for up to 511 bytes more. Of rows that may be equal,
+    the earliest stays.
+    """
+
+    def __init__(self, polynomials: Counts, loose: Counts, later: Counts, with_states: NDArray[np.bool_]) -> None:
+        self._polynomials, self._loose = polynomials, loose
+        self._later, self._with_states = later, with_states
+        self._alive = np.ones(len(polynomials), dtype=bool)
+
+    def alive(self) -> list[int]:
+        """The rows that are left."""
+        return [int(place) for place in np.flatnonzero(self._alive)]
+
+    def drop_exceeded(self, probe: NDArray[np.float64]) -> None:
+        """Drop what a single other row exceeds; those that are highest at ``probe`` are tried first."""
+        waiting = self._alive.copy()
+        for place in np.argsort(-(self._polynomials @ probe), kind="stable"):
+            if not self._alive[place]:
+                continue
+            waiting[place] = False
+            others = np.flatnonzero(self._alive)
+            difference = self._polynomials[place] - self._polynomials[others]
+            difference[:, 0] -= (GRANULE - 1) * np.maximum(self._loose[others] - self._loose[place], 0).sum(axis=1)
+            below = (difference >= 0).all(axis=1) & self._may_stand_for(place, others)
+            below &= ((difference[:, 0] > 0) | (others > place)) & (others != place)
+            self._alive[others[below]] = False
+
+    def drop_between(self, pairs: list[tuple[int, int]]) -> None:
+        """Drop what lies under a mean of two other rows, and so under the higher of them wherever one looks.
+
+        From layer to layer activations go and gradients come, so what lies between the first and the last is a mean.
+        """
+        for first, last in pairs:
+            if not (self._alive[first] and self._alive[last]):
+                continue
+            others = np.flatnonzero(self._alive)
+            others = others[(others != first) & (others != last)]
+            others = others[self._may_stand_for(first, others) & self._may_stand_for(last, others)]
+            for other in others:
+                if self._is_under_mean(int(other), first, last):
+                    self._alive[other] = False
+
+    def drop_under_means(self) -> None:
+        """The same, with any two of the rows that are left."""
+        for other in self.alive():
+            rows = np.array([place for place in self.alive() if place != other], dtype=np.int64)
+            rows = rows[self._may_stand_for_one(rows, other)]
+            if len(rows) < 2:
+                continue
+            one, two = (rows[index] for index in np.triu_indices(len(rows), 1))
+            above = (self._polynomials[one] - self._polynomials[two]).astype(np.float64)
+            needed = (self._polynomials[other] - self._polynomials[two]).astype(np.float64)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                share = needed / above
+            least = np.where(above > 0, share, 0.0).max(axis=1)
+            most = np.where(above < 0, share, 1.0).min(axis=1)
+            possible = (least <= most + 1e-9) & (least <= 1) & (most >= 0) & ((above != 0) | (needed <= 0)).all(axis=1)
+            for place in np.flatnonzero(possible)[:8]:
+                if self._is_under_mean(other, int(one[place]), int(two[place])):
+                    self._alive[other] = False
+                    break
+
+    def _may_stand_for_one(self, places: Counts, other: int) -> NDArray[np.bool_]:
+        present: NDArray[np.bool_] = (self._later[places] <= self._later[other]) & (
+            self._with_states[places] >= self._with_states[other]
+        )
+        return present
+
+    def _may_stand_for(self, place: int, others: Counts) -> NDArray[np.bool_]:
+        present: NDArray[np.bool_] = (self._later[place] <= self._later[others]) & (
+            self._with_states[place] >= self._with_states[others]
+        )
+        return present
+
+    def _is_under_mean(self, other: int, first: int, last: int) -> bool:
+        """Whether some share of ``first`` and the rest of ``last`` are together at least ``other``, in every term."""
+        above = self._polynomials[first] - self._polynomials[last]
+        needed = self._polynomials[other] - self._polynomials[last]
+        if (needed[above == 0] > 0).any():
+            return False
+        shares = [Fraction(int(n), int(a)) for n, a in zip(needed, above, strict=True) if a]
+        least = max((s for s, a in zip(shares, above[above != 0], strict=True) if a > 0), default=Fraction(0))
+        most = min((s for s, a in zip(shares, above[above != 0], strict=True) if a < 0), default=Fraction(1))
+        least, most = max(least, Fraction(0)), min(most, Fraction(1))
+        for share in (least, most):
+            if least <= most and not self._rounds_beyond(other, first, last, share):
+                return True
+        return False
+
+    def _rounds_beyond(self, other: int, first: int, last: int, share: Fraction) -> bool:
+        mean = [
+            share * int(a) + (1 - share) * int(b) for a, b in zip(self._loose[first], self._loose[last], strict=True)
+        ]
+        return any(int(n) > m for n, m in zip(self._loose[other], mean, strict=True))
+
+
+def _renumbered(live: Live, number: dict[int, int]) -> Live:
+    return Live(live.constant, live.large, tuple((number[n], count) for n, count in live.blocks))
+
+
+def _with_live(summit: Summit, live: Live) -> Summit:
+    return Summit(
+        summit.phase, summit.part, summit.name, summit.step, summit.micro_batch, summit.with_states, live
+    )
+
+
+__all__ = ["NoFormula", "NotAlike", "ShapedTrace", "derive"]

@@ -1,0 +1,320 @@
+"""The footprint of a training step, and what it says about a job of any shape.
+
+A step's memory is the sum of its blocks; the size of each block is a product of lengths (:mod:`fitplan.footprint.size`).
+Of the thousands of points of a step only those are kept that can be the highest for some shape: the summits.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from fitplan.audit import ParameterGroup
+from fitplan.cuda import LARGE_BLOCK, rounded
+from fitplan.footprint.size import Shape, Size, lengths_of
+from fitplan.memory import MemoryEstimate, MemoryMoment
+from fitplan.phase import Phase
+from fitplan.trace.events import Category
+
+CATEGORIES = tuple(Category)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Allocations of one category whose size is given by one formula.
+
+    Attributes:
+        category: what they hold.
+        size: bytes as requested.
+        per_extra_batch: whether there is one for every micro-batch of the step beyond the first.
+        what: module and operator of the first of them.
+
+    """
+
+    category: Category
+    size: Size
+    per_extra_batch: bool
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What is allocated at one point of the step.
+
+    Attributes:
+        constant: bytes whose size does not depend on the shape, by category (in the order of :class:`Category`).
+        large: how many of the constant blocks are larger than 1 MiB.
+        blocks: how many there are of which block: (number of the block, count).
+
+    """
+
+    constant: tuple[int, ...] = (0,) * len(CATEGORIES)
+    large: int = 0
+    blocks: tuple[tuple[int, int], ...] = ()
+
+    def plus(self, other: "Live") -> "Live":
+        """Both together; the numbers of their blocks mean the same blocks."""
+        counts = dict(self.blocks)
+        for number, count in other.blocks:
+            counts[number] = counts.get(number, 0) + count
+        constant = tuple(a + b for a, b in zip(self.constant, other.constant, strict=True))
+        return Live(constant, self.large + other.large, tuple((n, c) for n, c in sorted(counts.items()) if c))
+
+    def renumbered(self, by: int) -> "Live":
+        """The same with every block's number moved."""
+        return replace(self, blocks=tuple((number + by, count) for number, count in self.blocks))
+
+
+@dataclass(frozen=True, slots=True)
+class Summit:
+    """A point of the step that is the highest for some shape.
+
+    Attributes:
+        phase: what the program is doing.
+        part: which part of it, as in :class:`fitplan.trace.events.Moment`.
+        name: ``"backward of layer 31"``.
+        step: 0 in the first optimizer step, then 1.
+        micro_batch: 1 where gradients have been accumulated before.
+        with_states: whether the optimizer's states exist.
+        live: what is allocated, without the optimizer's states.
+
+    """
+
+    phase: Phase
+    part: str
+    name: str
+    step: int
+    micro_batch: int
+    with_states: bool
+    live: Live
+
+    @property
+    def kind(self) -> str:
+        """Moments of one kind are told as one: the highest of them."""
+        return f"{self.phase}/{self.part}"
+
+
+@dataclass(frozen=True)
+class Region:
+    """The shapes for which a formula holds.
+
+    Attributes:
+        batch_size: least and most.
+        seq_len: least and most.
+        seq_len_step: the sequence length is a multiple of this.
+        lora_r: least and most.
+        tokens: most in a micro-batch.
+
+    """
+
+    batch_size: tuple[int, int]
+    seq_len: tuple[int, int]
+    seq_len_step: int
+    lora_r: tuple[int, int]
+    tokens: int
+
+    def __contains__(self, shape: Shape) -> bool:
+        return (
+            self.batch_size[0] <= shape.batch_size <= self.batch_size[1]
+            and self.seq_len[0] <= shape.seq_len <= self.seq_len[1]
+            and shape.seq_len % self.seq_len_step == 0
+            and self.lora_r[0] <= shape.lora_r <= self.lora_r[1]
+            and shape.tokens <= self.tokens
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerFootprint:
+    """What an optimizer adds.
+
+    Attributes:
+        blocks: the blocks that the numbers mean.
+        states: its states, from the end of the first step on.
+        summits: points of ``optimizer.step()``, relative to what is live when it begins, with states included.
+
+    """
+
+    blocks: tuple[Block, ...]
+    states: Live
+    summits: tuple[Summit, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A training step over one region, without what its optimizer adds.
+
+    Attributes:
+        region: where it holds.
+        blocks: the blocks that the numbers mean.
+        summits: in order of time, those inside ``optimizer.step()`` left out.
+        kinds: the kinds of moments, in the order in which they first come.
+        entry: what is live when ``optimizer.step()`` begins, without its states.
+
+    """
+
+    region: Region
+    blocks: tuple[Block, ...]
+    summits: tuple[Summit, ...]
+    kinds: tuple[str, ...]
+    entry: Live
+
+    def with_optimizer(self, optimizer: OptimizerFootprint) -> "Piece":
+        """The whole step."""
+        moved = len(self.blocks)
+        states = optimizer.states.renumbered(moved)
+        own = [s if not s.with_states else replace(s, live=s.live.plus(states)) for s in self.summits]
+        added = [replace(s, live=self.entry.plus(s.live.renumbered(moved))) for s in optimizer.summits]
+        summits = sorted([*own, *added], key=lambda s: (s.step, _RANK.get(s.phase, 0)))
+        kinds = tuple(k for k in self.kinds if any(s.kind == k for s in summits))
+        return Piece(self.region, self.blocks + optimizer.blocks, tuple(summits), kinds, self.entry.plus(states))
+
+    def estimate(self, shape: Shape, capability: tuple[int, int]) -> MemoryEstimate:
+        """What a job of this shape needs on a GPU of that compute capability."""
+        sizes, totals, large = self._evaluated(shape, capability)
+        del sizes
+        highest: dict[str, tuple[int, Summit]] = {}
+        best: tuple[int, Summit] | None = None
+        for summit in self._present(shape):
+            total = sum(summit.live.constant) + sum(count * totals[n] for n, count in summit.live.blocks)
+            if summit.kind not in highest or total > highest[summit.kind][0]:
+                highest[summit.kind] = (total, summit)
+            if best is None or total > best[0]:
+                best = (total, summit)
+        assert best is not None, "a step without summits"
+        moments = {
+            kind: MemoryMoment(highest[kind][1].name, self._breakdown(highest[kind][1].live, totals))
+            for kind in self.kinds
+            if kind in highest
+        }
+        live = best[1].live
+        return MemoryEstimate(
+            moments[best[1].kind],
+            tuple(moments.values()),
+            live.large + sum(count * large[number] for number, count in live.blocks),
+        )
+
+    def summit(self, shape: Shape, capability: tuple[int, int]) -> Summit:
+        """The point that peaks."""
+        _, totals, _ = self._evaluated(shape, capability)
+        return max(
+            self._present(shape),
+            key=lambda s: sum(s.live.constant) + sum(count * totals[n] for n, count in s.live.blocks),
+        )
+
+    def peaks(
+        self, batch_sizes: Iterable[int], shape: Shape, capability: tuple[int, int]
+    ) -> list[int]:
+        """``peak_allocated_bytes`` for many batch sizes, the rest as in ``shape``; all of them must lie in the region."""
+        lines, rest = self._lines(shape, capability)
+        found = []
+        for batch in batch_sizes:
+            if rest:
+                found.append(self._peak(replace(shape, batch_size=batch), capability))
+            else:
+                found.append(max(start + slope * batch for start, slope in lines))
+        return found
+
+    def _lines(self, shape: Shape, capability: tuple[int, int]) -> tuple[list[tuple[int, int]], bool]:
+        """With all but the batch size fixed a summit is a straight line, where no block needs rounding."""
+        values = lengths_of(replace(shape, batch_size=1), capability)
+        linear: list[tuple[int, int]] = []
+        for block in self.blocks:
+            times = shape.gradient_accumulation_steps - 1 if block.per_extra_batch else 1
+            size = block.size.at(values)
+            if "b" not in block.size.lengths:
+                if "n" in block.size.lengths or "n10" in block.size.lengths:
+                    return [], True
+                linear.append((times * rounded(size), 0))
+            elif size != rounded(size):
+                return [], True
+            else:
+                linear.append((0, times * size))
+        lines = {
+            (
+                sum(s.live.constant) + sum(count * linear[n][0] for n, count in s.live.blocks),
+                sum(count * linear[n][1] for n, count in s.live.blocks),
+            )
+            for s in self._present(shape)
+        }
+        return [one for one in lines if not any(o != one and o[0] >= one[0] and o[1] >= one[1] for o in lines)], False
+
+    def _peak(self, shape: Shape, capability: tuple[int, int]) -> int:
+        _, totals, _ = self._evaluated(shape, capability)
+        return max(
+            sum(s.live.constant) + sum(count * totals[n] for n, count in s.live.blocks) for s in self._present(shape)
+        )
+
+    def _present(self, shape: Shape) -> Sequence[Summit]:
+        if shape.gradient_accumulation_steps > 1:
+            return self.summits
+        return [summit for summit in self.summits if not summit.micro_batch]
+
+    def _evaluated(self, shape: Shape, capability: tuple[int, int]) -> tuple[list[int], list[int], list[int]]:
+        """For each block: bytes of one, bytes of all that come together, and how many of those are large."""
+        values = lengths_of(shape, capability)
+        extra = shape.gradient_accumulation_steps - 1
+        sizes = [rounded(block.size.at(values)) for block in self.blocks]
+        times = [extra if block.per_extra_batch else 1 for block in self.blocks]
+        totals = [n * size for n, size in zip(times, sizes, strict=True)]
+        return sizes, totals, [n if size > LARGE_BLOCK else 0 for n, size in zip(times, sizes, strict=True)]
+
+    def _breakdown(self, live: Live, totals: list[int]) -> dict[Category, int]:
+        split = dict(zip(CATEGORIES, live.constant, strict=True))
+        for number, count in live.blocks:
+            split[self.blocks[number].category] += count * totals[number]
+        return split
+
+
+_RANK = {Phase.OPTIMIZER: 1, Phase.ZERO_GRAD: 2}
+
+
+@dataclass(frozen=True)
+class GroupFormula:
+    """A :class:`ParameterGroup` whose count and bytes are formulas in the rank."""
+
+    storage: str
+    why: str
+    trainable: bool
+    adapter: bool
+    parameters: Size
+    bytes: Size
+    example: str
+
+    def at(self, values: dict[str, int]) -> ParameterGroup:
+        """The group for one rank."""
+        return ParameterGroup(
+            self.storage,
+            self.why,
+            self.trainable,
+            self.adapter,
+            self.parameters.at(values),
+            self.bytes.at(values),
+            self.example,
+        )
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The memory of one setup, as a formula in the shape of the job.
+
+    Attributes:
+        pieces: the formula, region by region.
+        parameters: how the model's parameters are stored.
+        attention: the attention implementation that the model uses.
+        task: what it is trained to do.
+        versions: the libraries that were traced.
+
+    """
+
+    pieces: tuple[Piece, ...]
+    parameters: tuple[GroupFormula, ...]
+    attention: str
+    task: str
+    versions: dict[str, str]
+
+    def piece(self, shape: Shape) -> Piece | None:
+        """The piece that holds for ``shape``, if one does."""
+        return next((piece for piece in self.pieces if shape in piece.region), None)
+
+    def groups(self, shape: Shape, capability: tuple[int, int]) -> tuple[ParameterGroup, ...]:
+        """The parameters by how they are stored."""
+        values = lengths_of(shape, capability)
+        return tuple(group.at(values) for group in self.parameters)

@@ -1,0 +1,136 @@
+"""The size of an allocation as a formula: a whole number of bytes times the lengths that its shape is made of."""
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+from fitplan.cuda import EMBEDDING_SEGMENT, EMBEDDING_SORTS_BEYOND, GRANULE, cublas_workspace
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a footprint is a function of.
+
+    Attributes:
+        batch_size: rows in a micro-batch.
+        seq_len: tokens in a row.
+        lora_r: rank of the adapters; 0 where there are none.
+        gradient_accumulation_steps: micro-batches in an optimizer step.
+
+    """
+
+    batch_size: int
+    seq_len: int
+    lora_r: int = 0
+    gradient_accumulation_steps: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a micro-batch."""
+        return self.batch_size * self.seq_len
+
+
+LENGTHS = {
+    "b": "batch size",
+    "s": "sequence length",
+    "r": "rank",
+    "g": "accumulation steps",
+    "s-1": "sequence length - 1",
+    "s+1": "sequence length + 1",
+    "s32": "sequence length, rounded up to 32",
+    "s64": "sequence length, rounded up to 64",
+    "s128": "sequence length, rounded up to 128",
+    "n": f"tokens, from {EMBEDDING_SORTS_BEYOND + 1} on",
+    "n10": f"tenths of the tokens, from {EMBEDDING_SORTS_BEYOND + 1} on",
+    "w": "cuBLAS workspace",
+}
+"""The lengths that sizes are made of, and what they are called."""
+
+
+def lengths_of(shape: Shape, capability: tuple[int, int]) -> dict[str, int]:
+    """The value of every length."""
+    b, s = shape.batch_size, shape.seq_len
+    sorted_tokens = shape.tokens if shape.tokens > EMBEDDING_SORTS_BEYOND else 0
+    return {
+        "b": b,
+        "s": s,
+        "r": shape.lora_r,
+        "g": shape.gradient_accumulation_steps,
+        "s-1": s - 1,
+        "s+1": s + 1,
+        "s32": -(-s // 32) * 32,
+        "s64": -(-s // 64) * 64,
+        "s128": -(-s // 128) * 128,
+        "n": sorted_tokens,
+        "n10": -(-sorted_tokens // EMBEDDING_SEGMENT),
+        "w": cublas_workspace(capability),
+    }
+
+
+Lengths = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Size:
+    """``coefficient`` times the product of ``lengths``; no lengths make a constant."""
+
+    coefficient: int
+    lengths: Lengths = ()
+
+    def at(self, values: dict[str, int]) -> int:
+        """The size for these values of the lengths."""
+        return math.prod((values[name] for name in self.lengths), start=self.coefficient)
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether it is a multiple of the allocator's granule whatever the lengths are."""
+        return self.coefficient % GRANULE == 0 and "w" not in self.lengths
+
+    def __str__(self) -> str:
+        return " ".join([str(self.coefficient), *self.lengths])
+
+    @classmethod
+    def parse(cls, text: str) -> "Size":
+        """The inverse of ``str``."""
+        coefficient, *lengths = text.split(" ")
+        return cls(int(coefficient), tuple(lengths))
+
+
+def _products() -> list[Lengths]:
+    batch: list[Lengths] = [(), ("b",)]
+    length: list[Lengths] = [(), ("s",), ("s", "s"), ("s-1",), ("s+1",), ("s32",), ("s64",), ("s128",)]
+    rank: list[Lengths] = [(), ("r",)]
+    others: list[Lengths] = [("n",), ("n10",), ("g",)]
+    return [r + b + s for b, s, r in product(batch, length, rank)] + others
+
+
+_PRODUCTS = sorted(_products(), key=len)
+
+
+class NoFormula(Exception):
+    """A size is no product of the known lengths."""
+
+
+def size_through(points: list[tuple[dict[str, int], int]]) -> Size:
+    """The one formula that gives each of these sizes for these values of the lengths.
+
+    Raises:
+        NoFormula: there is none, or more than one.
+
+    """
+    sizes = [size for _, size in points]
+    if len(set(sizes)) == 1:
+        return Size(sizes[0])
+    found = [Size(c, lengths) for lengths in _PRODUCTS if (c := _coefficient(lengths, points))]
+    fewest = [size for size in found if len(size.lengths) == len(found[0].lengths)]
+    if len(fewest) != 1:
+        raise NoFormula(f"sizes {sizes}: {', '.join(map(str, found)) or 'no product of the known lengths'}")
+    return fewest[0]
+
+
+def _coefficient(lengths: Lengths, points: list[tuple[dict[str, int], int]]) -> int | None:
+    """The whole number that ``lengths`` must be multiplied by to give all sizes, if there is one."""
+    unit = Size(1, lengths)
+    pairs = [(unit.at(values), size) for values, size in points]
+    coefficient = next((size // product for product, size in pairs if product and size), 0)
+    return coefficient if all(coefficient * product == size for product, size in pairs) else None
