@@ -22,6 +22,8 @@ class Plan:
         estimate: what it needs.
         parameters: the model's parameters by how they are stored.
         verdict: whether it fits; ``None`` where no GPU was given.
+        source: where the numbers come from: ``"shipped"``, ``"cache"`` or ``"trace"``.
+        versions: the libraries that were traced.
 
     """
 
@@ -29,6 +31,8 @@ class Plan:
     estimate: MemoryEstimate
     parameters: tuple[ParameterGroup, ...]
     verdict: Verdict | None
+    source: str
+    versions: dict[str, str]
 
     @property
     def trainable_parameters(self) -> int:
@@ -56,16 +60,37 @@ class CheckReport:
         model: the model that was asked about.
         gpu: the device; ``None`` where none was given.
         plans: one for each method asked for.
-        source: where the numbers come from: ``"trace"``.
-        versions: the libraries that were traced.
+        installed: versions of the libraries that are installed here.
 
     """
 
     model: ModelConfig
     gpu: Device | None
     plans: tuple[Plan, ...]
-    source: str
-    versions: dict[str, str]
+    installed: dict[str, str]
+
+    @property
+    def source(self) -> str:
+        """Where the numbers come from; of several plans, where the least settled does."""
+        return max((plan.source for plan in self.plans), key=("shipped", "cache", "trace").index)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The libraries that the least settled numbers were traced with."""
+        return next(plan.versions for plan in self.plans if plan.source == self.source)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the reader should know of the numbers: libraries that have moved since they were traced."""
+        moved = sorted(
+            f"{name} {plan.versions[name]} (here {self.installed[name]})"
+            for plan in self.plans[:1]
+            for name in plan.versions
+            if self.installed.get(name, plan.versions[name]).partition("+")[0] != plan.versions[name].partition("+")[0]
+        )
+        if not moved:
+            return ()
+        return (f"these figures were traced with {', '.join(moved)}; --trace takes the installed versions",)
 
     def to_dict(self) -> dict[str, Any]:
         """The ``fitplan.check/1`` document. Keys are added, never renamed; sizes are bytes."""
@@ -87,7 +112,8 @@ def _document(report: CheckReport) -> dict[str, Any]:
         else {"name": gpu.name, "total_bytes": gpu.total_bytes, "usable_bytes": gpu.usable_bytes},
         "plans": [_plan(plan) for plan in report.plans],
         "advice": [],
-        "provenance": {"source": report.source, "versions": report.versions},
+        "provenance": {"source": report.source, "versions": report.versions, "installed": report.installed},
+        "warnings": list(report.warnings),
     }
 
 
@@ -95,6 +121,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
     verdict = plan.verdict
     return {
         "setup": plan.setup.to_dict(),
+        "source": plan.source,
         "trainable_parameters": plan.trainable_parameters,
         "estimate": _estimate(plan.estimate),
         "verdict": verdict.fit if verdict else None,

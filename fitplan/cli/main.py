@@ -92,7 +92,19 @@ def _parser() -> argparse.ArgumentParser:
     device.add_argument("--gpu", metavar="NAME", help="the GPU: h100, a100-40gb, 4090, ...")
     device.add_argument("--vram", metavar="SIZE", help="an amount of memory instead of a known GPU: 24GiB")
     check.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document instead of a table")
+    check.add_argument("--trace", action="store_true", help="trace the step even where its footprint is known")
     _add_settings(check)
+    profile = commands.add_parser(
+        "profile",
+        allow_abbrev=False,
+        help="make the footprints that ship with fitplan",
+        description="Trace the common setups of shipped models and write their footprints. Takes minutes a model.",
+        epilog="example:\n  fitplan profile llama-3.1-8b gpt2 --out profiles/models",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    profile.set_defaults(run=_profile)
+    profile.add_argument("models", metavar="MODEL", nargs="+", help="a shipped model, or all")
+    profile.add_argument("--out", metavar="FOLDER", required=True, help="where MODEL/footprints.json.xz is written")
     return parser
 
 
@@ -137,13 +149,17 @@ def _modules(text: str) -> str | tuple[str, ...]:
     return names[0] if names == (ALL_LINEAR,) else names
 
 
-def _check(model: str, gpu: str | None, vram: str | None, method: str | None, as_json: bool, **settings: Any) -> int:
+def _check(
+    model: str, gpu: str | None, vram: str | None, method: str | None, trace: bool, as_json: bool, **settings: Any
+) -> int:
     from fitplan.api import check
     from fitplan.verdict import Fit
 
     given = {name: value for name, value in settings.items() if value is not None}
     with _Narration() as progress:
-        report = check(model, gpu=gpu, vram=vram, method=method, progress=progress, **given)
+        report = check(model, gpu=gpu, vram=vram, method=method, trace=trace, progress=progress, **given)
+    for warning in report.warnings:
+        print(f"fitplan: note: {warning}", file=sys.stderr)
     if as_json:
         print(json.dumps(report.to_dict(), indent=1))
     else:
@@ -154,6 +170,24 @@ def _check(model: str, gpu: str | None, vram: str | None, method: str | None, as
         print_check(report, Console(highlight=False))
     verdicts = [plan.verdict.fit for plan in report.plans if plan.verdict is not None]
     return EXIT_DOES_NOT_FIT if verdicts and all(fit is Fit.DOES_NOT_FIT for fit in verdicts) else EXIT_FITS
+
+
+def _profile(models: list[str], out: str) -> int:
+    from pathlib import Path
+
+    from fitplan.models.catalog import catalog
+    from fitplan.models.resolve import resolve_model
+    from fitplan.shipping import ship
+
+    names = [entry.name for entry in catalog()] if models == ["all"] else models
+    with _Narration() as progress:
+        for number, name in enumerate(names, 1):
+            model = resolve_model(name)
+            left_out = ship(
+                model, Path(out), lambda what, n=number, m=model: progress(f"{n}/{len(names)} {m.name}, {what}")
+            )
+            print(f"{model.name}: written" + "".join(f"\n  without {one}" for one in left_out), flush=True)
+    return EXIT_FITS
 
 
 class _Narration:

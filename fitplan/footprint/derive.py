@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fitplan.cuda import GRANULE, LARGE_BLOCK, rounded
 from fitplan.footprint.footprint import CATEGORIES, Block, Live, OptimizerFootprint, Piece, Region, Summit
 from fitplan.footprint.size import Lengths, NoFormula, Shape, Size, lengths_of, size_through
-from fitplan.memory import moment_title
+from fitplan.memory import estimate_trace, moment_title
 from fitplan.phase import Phase
 from fitplan.trace.events import CUBLAS_CREATE, Allocation, Category, Moment, Trace
 
@@ -20,33 +20,8 @@ EDGES = 2
 Counts = NDArray[np.int64]
 
 
-class NotAlike(Exception):
+class NotAlike(NoFormula):
     """Two shapes do not run the same operators."""
-
-
-@dataclass(frozen=True)
-class ShapedTrace:
-    """A trace, and the shape of the job that it is of."""
-
-    trace: Trace
-    shape: Shape
-    capability: tuple[int, int]
-
-    @property
-    def values(self) -> dict[str, int]:
-        """The value of every length."""
-        return lengths_of(self.shape, self.capability)
-
-
-def derive(low: ShapedTrace, high: ShapedTrace, region: Region) -> tuple[Piece, OptimizerFootprint]:
-    """The formula of a step from its traces at two corners of ``region``, both with accumulation.
-
-    Raises:
-        NotAlike: the corners do not run the same operators.
-        NoFormula: the size of an allocation is no product of the known lengths.
-
-    """
-    return _Derivation(_Run(low), _Run(high), region).run()
 
 
 @dataclass(slots=True)
@@ -55,21 +30,24 @@ class _Birth:
     per_extra_batch: bool
 
 
-class _Run:
-    """A trace, with the micro-batches that are neither first nor last left out: they are like the last."""
+class Corner:
+    """A trace at one shape, as one end of a region.
 
-    def __init__(self, shaped: ShapedTrace) -> None:
-        self.values = shaped.values
-        self.trace = shaped.trace
-        last = shaped.shape.gradient_accumulation_steps - 1
+    The micro-batches that are neither first nor last are left out: they are like the last.
+    """
+
+    def __init__(self, trace: Trace, shape: Shape, capability: tuple[int, int]) -> None:
+        self.trace, self.shape, self.capability = trace, shape, capability
+        self.values = lengths_of(shape, capability)
+        last = shape.gradient_accumulation_steps - 1
         middle = {f"{what} {number}" for number in range(1, last) for what in ("batch", "labels of batch")}
         self.births: list[_Birth] = []
         self.events: list[int] = []
         self.moments: list[Moment] = []
         number: dict[int, int] = {}
-        for event, moment in zip(shaped.trace.events, shaped.trace.moments, strict=True):
+        for event, moment in zip(trace.events, trace.moments, strict=True):
             index = event if event >= 0 else ~event
-            allocation = shaped.trace.allocations[index]
+            allocation = trace.allocations[index]
             if allocation.owner in middle:
                 continue
             if event >= 0:
@@ -88,7 +66,7 @@ class _Run:
                     self.events[start:place] = sorted(self.events[start:place])
                 start = place + 1
 
-    def differs_from(self, other: "_Run") -> str:
+    def differs_from(self, other: "Corner") -> str:
         """Where the operators part; empty if they do not."""
         if len(self.events) != len(other.events):
             return f"{len(self.events)} and {len(other.events)} events"
@@ -97,9 +75,31 @@ class _Run:
             if (a.op, a.category, one.per_extra_batch) != (b.op, b.category, two.per_extra_batch):
                 return f"allocation {place} is {a.op} of {a.owner}, or {b.op} of {b.owner}"
         if self.events != other.events or self.moments != other.moments:
-            place = next(p for p, (a, b) in enumerate(zip(self.events, other.events, strict=True)) if a != b or self.moments[p] != other.moments[p])
+            place = next(
+                p
+                for p, (a, b) in enumerate(zip(self.events, other.events, strict=True))
+                if a != b or self.moments[p] != other.moments[p]
+            )
             return f"event {place}, in {self.moments[place].name}"
         return ""
+
+
+def derive(low: Corner, high: Corner, region: Region) -> tuple[Piece, OptimizerFootprint]:
+    """The formula of a step from its traces at two corners of ``region``, both with accumulation.
+
+    Raises:
+        NotAlike: the corners do not run the same operators, or the formula does not give them back.
+        NoFormula: the size of an allocation is no product of the known lengths.
+
+    """
+    if difference := low.differs_from(high):
+        raise NotAlike(difference)
+    piece, optimizer = _Derivation(low, high, region).run()
+    whole = piece.with_optimizer(optimizer)
+    for corner in (low, high):
+        if whole.estimate(corner.shape, corner.capability) != estimate_trace(corner.trace):
+            raise NotAlike(f"the formula does not give the trace at {corner.shape}")
+    return piece, optimizer
 
 
 def _per_extra_batch(allocation: Allocation, last: int) -> bool:
@@ -116,7 +116,7 @@ class _Columns:
     blocks: list[Block] = field(default_factory=list)
     numbers: dict[tuple[object, ...], int] = field(default_factory=dict)
 
-    def of(self, low: _Birth, high: _Birth, runs: tuple[_Run, _Run]) -> int | None:
+    def of(self, low: _Birth, high: _Birth, runs: tuple[Corner, Corner]) -> int | None:
         sizes = (low.allocation.size, high.allocation.size)
         key = (*sizes, low.per_extra_batch, low.allocation.category, low.allocation.op == CUBLAS_CREATE)
         if key not in self.numbers:
@@ -141,14 +141,10 @@ def _what(allocation: Allocation) -> str:
 
 
 class _Derivation:
-    def __init__(self, low: _Run, high: _Run, region: Region) -> None:
-        if difference := low.differs_from(high):
-            raise NotAlike(difference)
+    def __init__(self, low: Corner, high: Corner, region: Region) -> None:
         self._low, self._high, self._region = low, high, region
         self._columns = _Columns()
-        columns = [
-            self._columns.of(a, b, (low, high)) for a, b in zip(low.births, high.births, strict=True)
-        ]
+        columns = [self._columns.of(a, b, (low, high)) for a, b in zip(low.births, high.births, strict=True)]
         self._blocks = self._columns.blocks
         self._count = len(self._blocks)
         self._rows = self._accumulate(columns)
@@ -164,7 +160,9 @@ class _Derivation:
         column = np.array(
             [place[b.allocation.category] if c is None else c for b, c in zip(births, columns, strict=True)]
         )
-        amount = np.array([rounded(b.allocation.size) if c is None else 1 for b, c in zip(births, columns, strict=True)])
+        amount = np.array(
+            [rounded(b.allocation.size) if c is None else 1 for b, c in zip(births, columns, strict=True)]
+        )
         large = np.array([c is None and b.allocation.size > LARGE_BLOCK for b, c in zip(births, columns, strict=True)])
         events = np.array(self._low.events)
         sign = np.where(events >= 0, 1, -1)
@@ -246,7 +244,9 @@ class _Derivation:
         moments = self._low.moments
         values = self._rows[rows]
         some = self._is_state.any() and states.any()
-        with_states = (values[:, self._is_state] != 0).any(axis=1) if some else np.array([moments[p].step > 0 for p in rows])
+        with_states = (
+            (values[:, self._is_state] != 0).any(axis=1) if some else np.array([moments[p].step > 0 for p in rows])
+        )
         values = np.where(self._is_state, 0, values)
         values[:, -1] -= np.where(with_states, states_large, 0)
         kept = self._highest(rows, values, with_states)
@@ -274,7 +274,15 @@ class _Derivation:
         values = self._rows[rows] - entry if rows else np.zeros((0, self._rows.shape[1]), dtype=np.int64)
         kept = self._highest(rows, values, np.ones(len(rows), dtype=bool)) if rows else []
         summits = [
-            Summit(Phase.OPTIMIZER, moments[rows[p]].part, moment_title(moments[rows[p]], self._low.trace), moments[rows[p]].step, 0, True, self._live(values[p]))
+            Summit(
+                Phase.OPTIMIZER,
+                moments[rows[p]].part,
+                moment_title(moments[rows[p]], self._low.trace),
+                moments[rows[p]].step,
+                0,
+                True,
+                self._live(values[p]),
+            )
             for p in sorted(kept)
         ]
         state_row = states.copy()
@@ -317,17 +325,20 @@ class _Derivation:
 
     def _polynomials(self, values: Counts) -> tuple[Counts, Counts]:
         """Each row as coefficients of products of (length - least length), and its counts of blocks that are rounded."""
-        least = {name: 0 for name in ("n", "n10")} | {"g-1": 0}
-        floor = lengths_of(
-            Shape(self._region.batch_size[0], self._region.seq_len[0], self._region.lora_r[0], 1), (8, 0)
-        ) | least
+        least = dict.fromkeys(("n", "n10", "q", "q10", "g-1"), 0)
+        floor = (
+            lengths_of(Shape(self._region.batch_size[0], self._region.seq_len[0], self._region.lora_r[0], 1), (8, 0))
+            | least
+        )
         products: dict[Lengths, int] = {(): 0}
         terms: list[list[tuple[int, int]]] = []
         for block in self._blocks:
             lengths = block.size.lengths + (("g-1",) if block.per_extra_batch else ())
             expansion = [(block.size.coefficient, ())]
             for name in lengths:
-                expansion = [(c * floor[name], part) for c, part in expansion] + [(c, (*part, name)) for c, part in expansion]
+                expansion = [(c * floor[name], part) for c, part in expansion] + [
+                    (c, (*part, name)) for c, part in expansion
+                ]
             terms.append([(products.setdefault(tuple(sorted(part)), len(products)), c) for c, part in expansion if c])
         matrix = np.zeros((values.shape[1], len(products)), dtype=np.int64)
         for number, expansion_terms in enumerate(terms):
@@ -446,9 +457,4 @@ def _renumbered(live: Live, number: dict[int, int]) -> Live:
 
 
 def _with_live(summit: Summit, live: Live) -> Summit:
-    return Summit(
-        summit.phase, summit.part, summit.name, summit.step, summit.micro_batch, summit.with_states, live
-    )
-
-
-__all__ = ["NoFormula", "NotAlike", "ShapedTrace", "derive"]
+    return Summit(summit.phase, summit.part, summit.name, summit.step, summit.micro_batch, summit.with_states, live)

@@ -102,6 +102,7 @@ class Region:
         seq_len_step: the sequence length is a multiple of this.
         lora_r: least and most.
         tokens: most in a micro-batch.
+        gradient_accumulation_steps: least and most.
 
     """
 
@@ -110,6 +111,12 @@ class Region:
     seq_len_step: int
     lora_r: tuple[int, int]
     tokens: int
+    gradient_accumulation_steps: tuple[int, int] = (1, 4096)
+
+    @property
+    def is_point(self) -> bool:
+        """Whether it holds for one shape only."""
+        return self.gradient_accumulation_steps[0] == self.gradient_accumulation_steps[1]
 
     def __contains__(self, shape: Shape) -> bool:
         return (
@@ -118,6 +125,9 @@ class Region:
             and shape.seq_len % self.seq_len_step == 0
             and self.lora_r[0] <= shape.lora_r <= self.lora_r[1]
             and shape.tokens <= self.tokens
+            and self.gradient_accumulation_steps[0]
+            <= shape.gradient_accumulation_steps
+            <= self.gradient_accumulation_steps[1]
         )
 
 
@@ -138,6 +148,32 @@ class OptimizerFootprint:
 
 
 @dataclass(frozen=True)
+class GroupFormula:
+    """A :class:`ParameterGroup` whose count and bytes are formulas in the rank."""
+
+    storage: str
+    why: str
+    trainable: bool
+    adapter: bool
+    parameters: Size
+    bytes: Size
+    example: str
+
+    def at(self, shape: Shape) -> ParameterGroup:
+        """The group for one rank."""
+        values = {"r": shape.lora_r}
+        return ParameterGroup(
+            self.storage,
+            self.why,
+            self.trainable,
+            self.adapter,
+            self.parameters.at(values),
+            self.bytes.at(values),
+            self.example,
+        )
+
+
+@dataclass(frozen=True)
 class Piece:
     """A training step over one region, without what its optimizer adds.
 
@@ -147,6 +183,7 @@ class Piece:
         summits: in order of time, those inside ``optimizer.step()`` left out.
         kinds: the kinds of moments, in the order in which they first come.
         entry: what is live when ``optimizer.step()`` begins, without its states.
+        parameters: how the model's parameters are stored.
 
     """
 
@@ -155,6 +192,7 @@ class Piece:
     summits: tuple[Summit, ...]
     kinds: tuple[str, ...]
     entry: Live
+    parameters: tuple[GroupFormula, ...] = ()
 
     def with_optimizer(self, optimizer: OptimizerFootprint) -> "Piece":
         """The whole step."""
@@ -164,12 +202,16 @@ class Piece:
         added = [replace(s, live=self.entry.plus(s.live.renumbered(moved))) for s in optimizer.summits]
         summits = sorted([*own, *added], key=lambda s: (s.step, _RANK.get(s.phase, 0)))
         kinds = tuple(k for k in self.kinds if any(s.kind == k for s in summits))
-        return Piece(self.region, self.blocks + optimizer.blocks, tuple(summits), kinds, self.entry.plus(states))
+        blocks = self.blocks + optimizer.blocks
+        return Piece(self.region, blocks, tuple(summits), kinds, self.entry.plus(states), self.parameters)
+
+    def groups(self, shape: Shape) -> tuple[ParameterGroup, ...]:
+        """The model's parameters by how they are stored."""
+        return tuple(group.at(shape) for group in self.parameters)
 
     def estimate(self, shape: Shape, capability: tuple[int, int]) -> MemoryEstimate:
         """What a job of this shape needs on a GPU of that compute capability."""
-        sizes, totals, large = self._evaluated(shape, capability)
-        del sizes
+        totals, large = self._evaluated(shape, capability)
         highest: dict[str, tuple[int, Summit]] = {}
         best: tuple[int, Summit] | None = None
         for summit in self._present(shape):
@@ -193,15 +235,13 @@ class Piece:
 
     def summit(self, shape: Shape, capability: tuple[int, int]) -> Summit:
         """The point that peaks."""
-        _, totals, _ = self._evaluated(shape, capability)
+        totals, _ = self._evaluated(shape, capability)
         return max(
             self._present(shape),
             key=lambda s: sum(s.live.constant) + sum(count * totals[n] for n, count in s.live.blocks),
         )
 
-    def peaks(
-        self, batch_sizes: Iterable[int], shape: Shape, capability: tuple[int, int]
-    ) -> list[int]:
+    def peaks(self, batch_sizes: Iterable[int], shape: Shape, capability: tuple[int, int]) -> list[int]:
         """``peak_allocated_bytes`` for many batch sizes, the rest as in ``shape``; all of them must lie in the region."""
         lines, rest = self._lines(shape, capability)
         found = []
@@ -220,7 +260,7 @@ class Piece:
             times = shape.gradient_accumulation_steps - 1 if block.per_extra_batch else 1
             size = block.size.at(values)
             if "b" not in block.size.lengths:
-                if "n" in block.size.lengths or "n10" in block.size.lengths:
+                if {"n", "n10"} & set(block.size.lengths):
                     return [], True
                 linear.append((times * rounded(size), 0))
             elif size != rounded(size):
@@ -237,7 +277,7 @@ class Piece:
         return [one for one in lines if not any(o != one and o[0] >= one[0] and o[1] >= one[1] for o in lines)], False
 
     def _peak(self, shape: Shape, capability: tuple[int, int]) -> int:
-        _, totals, _ = self._evaluated(shape, capability)
+        totals, _ = self._evaluated(shape, capability)
         return max(
             sum(s.live.constant) + sum(count * totals[n] for n, count in s.live.blocks) for s in self._present(shape)
         )
@@ -247,14 +287,14 @@ class Piece:
             return self.summits
         return [summit for summit in self.summits if not summit.micro_batch]
 
-    def _evaluated(self, shape: Shape, capability: tuple[int, int]) -> tuple[list[int], list[int], list[int]]:
-        """For each block: bytes of one, bytes of all that come together, and how many of those are large."""
+    def _evaluated(self, shape: Shape, capability: tuple[int, int]) -> tuple[list[int], list[int]]:
+        """For each block: bytes of those that come together, and how many of them are large."""
         values = lengths_of(shape, capability)
         extra = shape.gradient_accumulation_steps - 1
         sizes = [rounded(block.size.at(values)) for block in self.blocks]
         times = [extra if block.per_extra_batch else 1 for block in self.blocks]
         totals = [n * size for n, size in zip(times, sizes, strict=True)]
-        return sizes, totals, [n if size > LARGE_BLOCK else 0 for n, size in zip(times, sizes, strict=True)]
+        return totals, [n if size > LARGE_BLOCK else 0 for n, size in zip(times, sizes, strict=True)]
 
     def _breakdown(self, live: Live, totals: list[int]) -> dict[Category, int]:
         split = dict(zip(CATEGORIES, live.constant, strict=True))
@@ -263,32 +303,35 @@ class Piece:
         return split
 
 
+def piece_at_point(
+    estimate: MemoryEstimate, parameters: Iterable[ParameterGroup], shape: Shape, capability: tuple[int, int]
+) -> Piece:
+    """What one trace says, as a piece that holds for its shape only."""
+    workspace = lengths_of(shape, capability)["w"]
+    block = Block(Category.WORKSPACES, Size(1, ("w",)), False, "cuBLAS workspaces")
+    region = Region(
+        (shape.batch_size,) * 2, (shape.seq_len,) * 2, 1, (shape.lora_r,) * 2, shape.tokens,
+        (shape.gradient_accumulation_steps,) * 2,
+    )  # fmt: skip
+
+    def summit(moment: MemoryMoment) -> Summit:
+        handles = moment.breakdown[Category.WORKSPACES] // workspace
+        constant = tuple(n for c in CATEGORIES for n in [0 if c is Category.WORKSPACES else moment.breakdown[c]])
+        large = estimate.large_blocks - handles if moment is estimate.peak else 0
+        live = Live(constant, large, ((0, handles),) if handles else ())
+        return Summit(Phase.FORWARD, moment.name, moment.name, 0, 0, False, live)
+
+    others = [moment for moment in estimate.moments if moment is not estimate.peak]
+    summits = tuple(summit(moment) for moment in (estimate.peak, *others))
+    kinds = tuple(f"{Phase.FORWARD}/{moment.name}" for moment in estimate.moments)
+    groups = tuple(
+        GroupFormula(g.storage, g.why, g.trainable, g.adapter, Size(g.parameters), Size(g.bytes), g.example)
+        for g in parameters
+    )
+    return Piece(region, (block,), summits, kinds, Live(), groups)
+
+
 _RANK = {Phase.OPTIMIZER: 1, Phase.ZERO_GRAD: 2}
-
-
-@dataclass(frozen=True)
-class GroupFormula:
-    """A :class:`ParameterGroup` whose count and bytes are formulas in the rank."""
-
-    storage: str
-    why: str
-    trainable: bool
-    adapter: bool
-    parameters: Size
-    bytes: Size
-    example: str
-
-    def at(self, values: dict[str, int]) -> ParameterGroup:
-        """The group for one rank."""
-        return ParameterGroup(
-            self.storage,
-            self.why,
-            self.trainable,
-            self.adapter,
-            self.parameters.at(values),
-            self.bytes.at(values),
-            self.example,
-        )
 
 
 @dataclass(frozen=True)
@@ -297,7 +340,6 @@ class Footprint:
 
     Attributes:
         pieces: the formula, region by region.
-        parameters: how the model's parameters are stored.
         attention: the attention implementation that the model uses.
         task: what it is trained to do.
         versions: the libraries that were traced.
@@ -305,7 +347,6 @@ class Footprint:
     """
 
     pieces: tuple[Piece, ...]
-    parameters: tuple[GroupFormula, ...]
     attention: str
     task: str
     versions: dict[str, str]
@@ -313,8 +354,3 @@ class Footprint:
     def piece(self, shape: Shape) -> Piece | None:
         """The piece that holds for ``shape``, if one does."""
         return next((piece for piece in self.pieces if shape in piece.region), None)
-
-    def groups(self, shape: Shape, capability: tuple[int, int]) -> tuple[ParameterGroup, ...]:
-        """The parameters by how they are stored."""
-        values = lengths_of(shape, capability)
-        return tuple(group.at(values) for group in self.parameters)

@@ -30,6 +30,8 @@ class Shape:
         return self.batch_size * self.seq_len
 
 
+_ROUNDINGS = (8, 16, 32, 64, 128)
+
 LENGTHS = {
     "b": "batch size",
     "s": "sequence length",
@@ -37,32 +39,32 @@ LENGTHS = {
     "g": "accumulation steps",
     "s-1": "sequence length - 1",
     "s+1": "sequence length + 1",
-    "s32": "sequence length, rounded up to 32",
-    "s64": "sequence length, rounded up to 64",
-    "s128": "sequence length, rounded up to 128",
-    "n": f"tokens, from {EMBEDDING_SORTS_BEYOND + 1} on",
-    "n10": f"tenths of the tokens, from {EMBEDDING_SORTS_BEYOND + 1} on",
+    **{f"s{multiple}": f"sequence length, rounded up to {multiple}" for multiple in _ROUNDINGS},
+    "n": "tokens, where they are sorted",
+    "n10": "tenths of the tokens, where they are sorted",
+    "q": "pairs of positions, where they are sorted",
+    "q10": "tenths of the pairs of positions, where they are sorted",
     "w": "cuBLAS workspace",
 }
-"""The lengths that sizes are made of, and what they are called."""
+"""The lengths that sizes are made of, and what they are called. What embeddings look up is sorted beyond 3072."""
 
 
 def lengths_of(shape: Shape, capability: tuple[int, int]) -> dict[str, int]:
     """The value of every length."""
-    b, s = shape.batch_size, shape.seq_len
-    sorted_tokens = shape.tokens if shape.tokens > EMBEDDING_SORTS_BEYOND else 0
+    s = shape.seq_len
+    tokens, pairs = (count if count > EMBEDDING_SORTS_BEYOND else 0 for count in (shape.tokens, s * s))
     return {
-        "b": b,
+        "b": shape.batch_size,
         "s": s,
         "r": shape.lora_r,
         "g": shape.gradient_accumulation_steps,
         "s-1": s - 1,
         "s+1": s + 1,
-        "s32": -(-s // 32) * 32,
-        "s64": -(-s // 64) * 64,
-        "s128": -(-s // 128) * 128,
-        "n": sorted_tokens,
-        "n10": -(-sorted_tokens // EMBEDDING_SEGMENT),
+        **{f"s{multiple}": -(-s // multiple) * multiple for multiple in _ROUNDINGS},
+        "n": tokens,
+        "n10": -(-tokens // EMBEDDING_SEGMENT),
+        "q": pairs,
+        "q10": -(-pairs // EMBEDDING_SEGMENT),
         "w": cublas_workspace(capability),
     }
 
@@ -98,13 +100,20 @@ class Size:
 
 def _products() -> list[Lengths]:
     batch: list[Lengths] = [(), ("b",)]
-    length: list[Lengths] = [(), ("s",), ("s", "s"), ("s-1",), ("s+1",), ("s32",), ("s64",), ("s128",)]
+    rounded = [f"s{multiple}" for multiple in _ROUNDINGS]
+    length: list[Lengths] = [(), ("s",), ("s-1",), ("s+1",), *((name,) for name in rounded)]
+    length += [("s", "s"), ("s", "s+1"), *(("s", name) for name in rounded)]
     rank: list[Lengths] = [(), ("r",)]
-    others: list[Lengths] = [("n",), ("n10",), ("g",)]
+    others: list[Lengths] = [("n",), ("n10",), ("q",), ("q10",), ("g",)]
     return [r + b + s for b, s, r in product(batch, length, rank)] + others
 
 
-_PRODUCTS = sorted(_products(), key=len)
+def _intricacy(lengths: Lengths) -> tuple[int, int]:
+    """How much a product supposes: its factors, and those that are not plain."""
+    return len(lengths), sum(len(name) > 1 for name in lengths)
+
+
+_PRODUCTS = sorted(_products(), key=_intricacy)
 
 
 class NoFormula(Exception):
@@ -112,20 +121,20 @@ class NoFormula(Exception):
 
 
 def size_through(points: list[tuple[dict[str, int], int]]) -> Size:
-    """The one formula that gives each of these sizes for these values of the lengths.
+    """The simplest formula that gives each of these sizes for these values of the lengths.
 
     Raises:
-        NoFormula: there is none, or more than one.
+        NoFormula: there is none, or more than one as simple.
 
     """
     sizes = [size for _, size in points]
     if len(set(sizes)) == 1:
         return Size(sizes[0])
     found = [Size(c, lengths) for lengths in _PRODUCTS if (c := _coefficient(lengths, points))]
-    fewest = [size for size in found if len(size.lengths) == len(found[0].lengths)]
-    if len(fewest) != 1:
+    simplest = [size for size in found if _intricacy(size.lengths) == _intricacy(found[0].lengths)]
+    if len(simplest) != 1:
         raise NoFormula(f"sizes {sizes}: {', '.join(map(str, found)) or 'no product of the known lengths'}")
-    return fewest[0]
+    return simplest[0]
 
 
 def _coefficient(lengths: Lengths, points: list[tuple[dict[str, int], int]]) -> int | None:

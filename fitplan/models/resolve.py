@@ -36,6 +36,19 @@ class ModelConfig:
         first = named[0] if isinstance(named, list) and named else None
         return str(first or self.settings.get("model_type"))
 
+    @property
+    def positions(self) -> int | None:
+        """The positions that the config names, in whole 64s: tables of positions hold a few that are not for tokens."""
+        known = [self.settings.get(name) for name in ("max_position_embeddings", "n_positions")]
+        least = min((n for n in known if isinstance(n, int) and n > 0), default=None)
+        return least and (least // 64 * 64 or least)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Lengths beyond which attention or positions may be computed in another way."""
+        names = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
+        return tuple(n for name in names if isinstance(n := self.settings.get(name), int) and n > 1)
+
 
 def resolve_model(model: Any) -> ModelConfig:
     """The config of ``model``: an alias, hub id, folder, ``config.json``, or a transformers ``PretrainedConfig``.

@@ -1,5 +1,6 @@
 """From a config to the model's architecture: modules and parameters without memory."""
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ def load_config(settings: Mapping[str, Any]) -> PretrainedConfig:
             "use a model type that it knows, or a newer transformers"
         )
     try:
-        config = transformers.CONFIG_MAPPING[model_type].from_dict(dict(settings))
+        config = transformers.CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(dict(settings)))
     except Exception as error:  # the config classes raise whatever their checks happen to raise
         raise ModelNotSupported(f"transformers refuses this {model_type} config: {one_line(error)}") from error
     if hasattr(config, "text_config"):

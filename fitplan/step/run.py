@@ -35,8 +35,8 @@ def train(
     """Run ``steps`` optimizer steps on synthetic batches.
 
     Optimizer states exist from the end of the first step on, so two steps show every state that later steps repeat.
-    ``micro_batches`` caps how many of the micro-batches of a step are run; all of them are on the device, as with
-    ``Trainer``, which fetches the whole step's batches first.
+    ``micro_batches`` caps how many of the micro-batches of a step are run (of the first step, one); all of them are on
+    the device, as with ``Trainer``, which fetches the whole step's batches first.
     """
     observe(Phase.PREPARE)
     optimizer = make_optimizer(model, setup, place)
@@ -46,7 +46,7 @@ def train(
     takes_count = _takes_loss_kwargs(model)
     total_loss = torch.tensor(0.0, device=place.device)
     accumulation = setup.gradient_accumulation_steps
-    for _ in range(steps):
+    for step in range(steps):
         observe(Phase.FORWARD)
         batches = []
         for number in range(accumulation):
@@ -55,7 +55,8 @@ def train(
         extra: dict[str, Any] = {}
         if takes_count:
             extra["num_items_in_batch"] = _count_labels(batches, observe)
-        for inputs in batches[: micro_batches or accumulation]:
+        shown = accumulation if micro_batches is None else micro_batches if step else 1
+        for inputs in batches[:shown]:
             observe(Phase.FORWARD)
             loss = _compute_loss(model, inputs, extra)
             if not takes_count:

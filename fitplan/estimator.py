@@ -1,0 +1,150 @@
+"""What a job needs: from a shipped footprint, from the user's cache, or from a trace."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fitplan.audit import ParameterGroup
+from fitplan.errors import ModelNotSupported
+from fitplan.footprint.footprint import Footprint, piece_at_point
+from fitplan.footprint.recipe import shape_of
+from fitplan.footprint.size import NoFormula, Shape
+from fitplan.footprint.store import StoredFootprint, find_cached, find_shipped, keep
+from fitplan.memory import MemoryEstimate, estimate_trace
+from fitplan.models.resolve import ModelConfig
+from fitplan.setup import Attention, Task, TrainingSetup
+from fitplan.tracer import Progress, installed_versions, trace_job
+
+if TYPE_CHECKING:
+    from fitplan.footprint.survey import Survey
+    from fitplan.trace.tracing import TracedRun
+
+TRACE = "trace"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known about one job.
+
+    Attributes:
+        estimate: what it needs.
+        parameters: the model's parameters by how they are stored.
+        setup: the setup with the attention and the task that the model chose.
+        source: ``"shipped"``, ``"cache"`` or ``"trace"``.
+        versions: the libraries that were traced.
+
+    """
+
+    estimate: MemoryEstimate
+    parameters: tuple[ParameterGroup, ...]
+    setup: TrainingSetup
+    source: str
+    versions: dict[str, str]
+
+
+def answer(
+    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], *, fresh: bool, progress: Progress
+) -> Answer:
+    """The job's needs; with ``fresh`` it is traced whatever is known already.
+
+    Raises:
+        As :func:`fitplan.tracer.trace_job`.
+
+    """
+    shape = shape_of(setup)
+    stored = None if fresh else find_stored(model, setup, capability, lambda s: s.piece(shape) is not None)
+    if stored is None:
+        return _traced(model, setup, capability, progress)
+    piece, footprint = stored.piece(shape), stored.footprint
+    assert piece is not None, "what was found holds for the shape"
+    return Answer(
+        piece.estimate(shape, capability),
+        piece.groups(shape),
+        setup.with_(attn=Attention(footprint.attention), task=Task(footprint.task)),
+        stored.source,
+        footprint.versions,
+    )
+
+
+def find_stored(
+    model: ModelConfig,
+    setup: TrainingSetup,
+    capability: tuple[int, int],
+    suits: Callable[[StoredFootprint], bool],
+) -> StoredFootprint | None:
+    """The first footprint that suits, shipped ones before the user's."""
+    found = find_shipped(model, setup, capability)
+    if found is not None and suits(found):
+        return found
+    found = find_cached(model, setup, capability, installed_versions())
+    return found if found is not None and suits(found) else None
+
+
+def _traced(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> Answer:
+    """A trace of this very shape, which is kept for the next time."""
+    run = trace_job(model, setup, capability, progress)
+    found = Answer(
+        estimate_trace(run.trace),
+        run.parameters,
+        setup.with_(attn=run.attention, task=run.task),
+        TRACE,
+        installed_versions(),
+    )
+    piece = piece_at_point(found.estimate, found.parameters, shape_of(setup), capability)
+    keep(model, setup, capability, Footprint((piece,), run.attention, run.task, found.versions))
+    return found
+
+
+def footprint_of(
+    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress
+) -> StoredFootprint:
+    """The formula of this setup for jobs of any shape; surveyed and kept if it is not known.
+
+    Raises:
+        ModelNotSupported: this model's step has no formula; single shapes can still be traced.
+        As :func:`fitplan.tracer.trace_job`.
+
+    """
+    stored = find_stored(
+        model, setup, capability, lambda s: any(not piece.region.is_point for piece in s.footprint.pieces)
+    )
+    if stored is not None:
+        return stored
+    footprint = surveyed(model, setup, capability, progress)
+    keep(model, setup, capability, footprint)
+    return StoredFootprint(footprint, None, TRACE)
+
+
+def surveyed(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> Footprint:
+    """The footprint of a setup, from a handful of traces, with its optimizer."""
+    try:
+        footprint, optimizer = survey_of(model, setup, capability, progress).footprint(installed_versions())
+    except NoFormula as error:
+        raise ModelNotSupported(
+            f"the memory of {model.name} has no formula with this setup ({error}); "
+            "ask fitplan check for one batch size and length at a time"
+        ) from error
+    return replace(footprint, pieces=tuple(piece.with_optimizer(optimizer) for piece in footprint.pieces))
+
+
+def survey_of(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> "Survey":
+    """The survey that finds the footprint of a setup."""
+    from fitplan.footprint.survey import LONGEST, Survey
+
+    def trace_at(shape: Shape) -> "TracedRun":
+        rank = {"lora_r": shape.lora_r} if setup.lora_r else {}
+        shaped = setup.with_(
+            batch_size=shape.batch_size,
+            seq_len=shape.seq_len,
+            gradient_accumulation_steps=shape.gradient_accumulation_steps,
+            **rank,
+        )
+        return trace_job(model, shaped, capability, progress)
+
+    return Survey(
+        trace_at,
+        capability,
+        with_rank=setup.lora_r is not None,
+        positions=model.positions or LONGEST,
+        turning_points=model.windows,
+    )

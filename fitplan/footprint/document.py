@@ -1,0 +1,131 @@
+"""Footprints as JSON, and back."""
+
+from typing import Any
+
+from fitplan.footprint.footprint import (
+    CATEGORIES,
+    Block,
+    Footprint,
+    GroupFormula,
+    Live,
+    OptimizerFootprint,
+    Piece,
+    Region,
+    Summit,
+)
+from fitplan.footprint.size import Size
+from fitplan.phase import Phase
+from fitplan.trace.events import Category
+
+FORMAT = 1
+
+
+def footprint_to_dict(footprint: Footprint) -> dict[str, Any]:
+    """The JSON of a footprint; nothing in it is rounded."""
+    return {
+        "attention": footprint.attention,
+        "task": footprint.task,
+        "versions": footprint.versions,
+        "pieces": [_piece(piece) for piece in footprint.pieces],
+    }
+
+
+def footprint_from_dict(document: dict[str, Any]) -> Footprint:
+    """The inverse of :func:`footprint_to_dict`.
+
+    Raises:
+        KeyError, ValueError, TypeError: the document is no footprint.
+
+    """
+    return Footprint(
+        tuple(_piece_from(piece) for piece in document["pieces"]),
+        document["attention"],
+        document["task"],
+        dict(document["versions"]),
+    )
+
+
+def optimizer_to_dict(optimizer: OptimizerFootprint) -> dict[str, Any]:
+    """The JSON of what an optimizer adds."""
+    return {
+        "blocks": [_block(block) for block in optimizer.blocks],
+        "states": _live(optimizer.states),
+        "summits": [_summit(summit) for summit in optimizer.summits],
+    }
+
+
+def optimizer_from_dict(document: dict[str, Any]) -> OptimizerFootprint:
+    """The inverse of :func:`optimizer_to_dict`."""
+    return OptimizerFootprint(
+        tuple(_block_from(*block) for block in document["blocks"]),
+        _live_from(*document["states"]),
+        tuple(_summit_from(*summit) for summit in document["summits"]),
+    )
+
+
+def _piece(piece: Piece) -> dict[str, Any]:
+    region = piece.region
+    return {
+        "region": [
+            region.batch_size,
+            region.seq_len,
+            region.seq_len_step,
+            region.lora_r,
+            region.tokens,
+            region.gradient_accumulation_steps,
+        ],
+        "blocks": [_block(block) for block in piece.blocks],
+        "kinds": piece.kinds,
+        "entry": _live(piece.entry),
+        "summits": [_summit(summit) for summit in piece.summits],
+        "parameters": [
+            [g.storage, g.why, g.trainable, g.adapter, str(g.parameters), str(g.bytes), g.example]
+            for g in piece.parameters
+        ],
+    }
+
+
+def _piece_from(document: dict[str, Any]) -> Piece:
+    batch_size, seq_len, step, rank, tokens, accumulation = document["region"]
+    return Piece(
+        Region(tuple(batch_size), tuple(seq_len), step, tuple(rank), tokens, tuple(accumulation)),
+        tuple(_block_from(*block) for block in document["blocks"]),
+        tuple(_summit_from(*summit) for summit in document["summits"]),
+        tuple(document["kinds"]),
+        _live_from(*document["entry"]),
+        tuple(
+            GroupFormula(storage, why, trainable, adapter, Size.parse(parameters), Size.parse(size), example)
+            for storage, why, trainable, adapter, parameters, size, example in document["parameters"]
+        ),
+    )
+
+
+def _block(block: Block) -> list[Any]:
+    return [str(block.category), str(block.size), int(block.per_extra_batch), block.what]
+
+
+def _block_from(category: str, size: str, per_extra_batch: int, what: str) -> Block:
+    return Block(Category(category), Size.parse(size), bool(per_extra_batch), what)
+
+
+def _live(live: Live) -> list[Any]:
+    """Constant bytes by category as far as there are any, large blocks, and block numbers and counts in turn."""
+    constant = {str(category): n for category, n in zip(CATEGORIES, live.constant, strict=True) if n}
+    return [constant, live.large, [n for pair in live.blocks for n in pair]]
+
+
+def _live_from(constant: dict[str, int], large: int, flat: list[int]) -> Live:
+    return Live(
+        tuple(constant.get(category, 0) for category in CATEGORIES),
+        large,
+        tuple(zip(flat[::2], flat[1::2], strict=True)),
+    )
+
+
+def _summit(summit: Summit) -> list[Any]:
+    place = [str(summit.phase), summit.part, summit.name, summit.step, summit.micro_batch, int(summit.with_states)]
+    return place + _live(summit.live)
+
+
+def _summit_from(phase: str, part: str, name: str, step: int, micro_batch: int, with_states: int, *live: Any) -> Summit:
+    return Summit(Phase(phase), part, name, step, micro_batch, bool(with_states), _live_from(*live))

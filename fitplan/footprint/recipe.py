@@ -1,0 +1,32 @@
+"""What decides which operators a training step runs: the setup without its shape and its optimizer."""
+
+from typing import Any
+
+from fitplan.footprint.size import Shape
+from fitplan.setup import Quant, TrainingSetup
+
+_NOT_IN_RECIPE = ("batch_size", "seq_len", "gradient_accumulation_steps", "lora_r", "lora_alpha", "optim")
+
+Recipe = dict[str, Any]
+
+
+def shape_of(setup: TrainingSetup) -> Shape:
+    """The shape of the job."""
+    return Shape(setup.batch_size, setup.seq_len, setup.lora_r or 0, setup.gradient_accumulation_steps)
+
+
+def recipe_of(setup: TrainingSetup) -> Recipe:
+    """The rest of the setup, as JSON-ready values.
+
+    Whether there is dropout matters, how much does not; fp4 and nf4 take the same bytes.
+    """
+    recipe = {name: value for name, value in setup.to_dict().items() if name not in _NOT_IN_RECIPE}
+    recipe["lora_dropout"] = None if setup.lora_dropout is None else setup.lora_dropout > 0
+    if setup.quant is Quant.FP4:
+        recipe["quant"] = str(Quant.NF4)
+    return recipe
+
+
+def kernels_of(capability: tuple[int, int]) -> str:
+    """GPUs that run the same kernels: from compute capability 8.0 on one class, before that each its own."""
+    return "sm80" if capability >= (8, 0) else f"sm{capability[0]}{capability[1]}"

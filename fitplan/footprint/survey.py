@@ -1,0 +1,185 @@
+"""How a footprint is found: which shapes are traced, and which formula holds where.
+
+Libraries choose their operators by the batch size, the sequence length or the number of tokens, by whether it exceeds
+some threshold. So two corners of a region that run the same operators vouch for what lies between them. A batch of one
+row is a piece of its own: of an axis of length one PyTorch makes no copy. Where short and long rows differ, the length
+is searched at which they part.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fitplan.errors import InputError
+from fitplan.footprint.derive import Corner, derive
+from fitplan.footprint.footprint import Footprint, GroupFormula, OptimizerFootprint, Piece, Region
+from fitplan.footprint.size import NoFormula, Shape, size_through
+
+if TYPE_CHECKING:
+    from fitplan.trace.tracing import TracedRun
+
+SHORTEST = 5
+"""Tokens; rounded up to 8, 16, 32, 64 or 128 it becomes another number each time, so that every rounding shows."""
+LONGEST = 131_112
+"""Tokens; a multiple of 8 but of no greater power of two."""
+RANKS = (2, 521)
+ROWS = (2, 499)
+LONG = 1048
+"""Tokens in a row where there are many rows."""
+TOKENS = 2**19
+"""Most tokens in a micro-batch of several rows."""
+STEP = 8
+"""Rows of attention masks are padded to multiples of this (pytorch ``attention.cpp``, ``pad_bias``)."""
+ROUNDEST = 128
+"""The coarsest rounding of a length."""
+ACCUMULATION = (2, 3)
+
+
+class Survey:
+    """The survey of one recipe.
+
+    Args:
+        trace_at: traces the recipe at a shape.
+        capability: of the GPU that is traced.
+        with_rank: whether there are adapters.
+        positions: tokens that the model knows positions for, where it raises ``InputError`` beyond them.
+        turning_points: lengths after which the operators may change; they are tried before searching.
+
+    """
+
+    def __init__(
+        self,
+        trace_at: "Callable[[Shape], TracedRun]",
+        capability: tuple[int, int],
+        *,
+        with_rank: bool,
+        positions: int = LONGEST,
+        turning_points: tuple[int, ...] = (),
+    ) -> None:
+        self._trace_at = trace_at
+        self._capability = capability
+        self._ranks = RANKS if with_rank else (0, 0)
+        self._positions = positions
+        self._turning_points = turning_points
+        self._corners: dict[Shape, tuple[Corner, TracedRun]] = {}
+
+    def footprint(self, versions: dict[str, str]) -> tuple[Footprint, OptimizerFootprint]:
+        """The footprint without its optimizer, and what the optimizer adds.
+
+        Raises:
+            NoFormula: the step has no formula.
+
+        """
+        pieces: list[Piece] = []
+        optimizer: OptimizerFootprint | None = None
+        for low, high, step in self._stretches():
+            piece, added = self._one_row(low, high, step)
+            optimizer = optimizer or added
+            parameters = self._parameters(low, high)
+            found = [piece, *self._several_rows(low, high, step)]
+            pieces += [replace(one, parameters=parameters) for one in found]
+        assert optimizer is not None, "there is at least one stretch"
+        run = next(iter(self._corners.values()))[1]
+        return Footprint(tuple(pieces), str(run.attention), str(run.task), versions), optimizer
+
+    def optimizer(self) -> OptimizerFootprint:
+        """What the recipe's optimizer adds, for any rank; it does not depend on batch size and length.
+
+        Raises:
+            NoFormula: it has none, as where an optimizer treats small parameters in another way.
+
+        """
+        low, high = (self._traced(Shape(1, SHORTEST, rank)) for rank in self._ranks)
+        return self._optimizer_between(low, high)
+
+    def optimizer_at(self, rank: int) -> OptimizerFootprint:
+        """The same for one rank."""
+        corner = self._traced(Shape(1, SHORTEST, rank))
+        return self._optimizer_between(corner, corner)
+
+    def _optimizer_between(self, low: Corner, high: Corner) -> OptimizerFootprint:
+        ranks = low.shape.lora_r, high.shape.lora_r
+        return derive(low, high, Region((1, 1), (SHORTEST, SHORTEST), 1, ranks, SHORTEST))[1]
+
+    # --- which lengths -----------------------------------------------------------------------------------------------
+
+    def _stretches(self) -> Iterator[tuple[int, int, int]]:
+        """Sequence lengths that run the same operators: from, to, in steps of."""
+        longest = self._longest()
+        if self._alike(SHORTEST, longest):
+            yield SHORTEST, longest, 1
+            return
+        shortest = STEP
+        step = 1 if self._alike(SHORTEST, shortest) else STEP
+        if self._alike(shortest, longest):
+            yield shortest, longest, STEP
+            return
+        turn = self._turn(shortest, longest, step)
+        yield SHORTEST if step == 1 else shortest, turn, step
+        after = -(-turn // ROUNDEST) * ROUNDEST
+        if self._alike(after + SHORTEST, longest):
+            yield after + SHORTEST, longest, 1
+        else:
+            yield after + STEP, longest, STEP
+
+    def _longest(self) -> int:
+        try:
+            self._corner(1, LONGEST, high=True)
+        except InputError:
+            return self._positions
+        return LONGEST
+
+    def _turn(self, low: int, high: int, step: int) -> int:
+        """The longest length that still runs the operators of ``low``."""
+        for point in self._turning_points:
+            for turn in (point // step * step, (point - 1) // step * step):
+                if low < turn < high - step and self._alike(low, turn) and not self._alike(low, turn + step):
+                    return turn
+        while high - low > step:
+            middle = (low + high) // 2 // step * step
+            low, high = (middle, high) if self._alike(low, middle) else (low, middle)
+        return low
+
+    def _alike(self, low: int, high: int) -> bool:
+        return not self._corner(1, low, high=False).differs_from(self._corner(1, high, high=True))
+
+    # --- the formula -------------------------------------------------------------------------------------------------
+
+    def _one_row(self, low: int, high: int, step: int) -> tuple[Piece, OptimizerFootprint]:
+        region = Region((1, 1), (low, high), step, self._ranks, high)
+        return derive(self._corner(1, low, high=False), self._corner(1, high, high=True), region)
+
+    def _several_rows(self, low: int, high: int, step: int) -> list[Piece]:
+        """A piece, or none where there is no formula."""
+        long = min(high, max(LONG, 2 * low)) // step * step
+        rows = min(ROWS[1], TOKENS // long)
+        region = Region((ROWS[0], rows), (low, high), step, self._ranks, TOKENS)
+        try:
+            return [derive(self._corner(ROWS[0], low, high=False), self._corner(rows, long, high=True), region)[0]]
+        except NoFormula:
+            return []
+
+    def _corner(self, rows: int, length: int, *, high: bool) -> Corner:
+        return self._traced(Shape(rows, length, self._ranks[high], ACCUMULATION[high]))
+
+    def _traced(self, shape: Shape) -> Corner:
+        if shape not in self._corners:
+            run = self._trace_at(shape)
+            self._corners[shape] = Corner(run.trace, shape, self._capability), run
+        return self._corners[shape][0]
+
+    def _parameters(self, low: int, high: int) -> tuple[GroupFormula, ...]:
+        corners = [
+            self._corners[self._corner(1, length, high=end).shape] for length, end in ((low, False), (high, True))
+        ]
+        formulas = []
+        for groups in zip(*(run.parameters for _, run in corners), strict=True):
+            count, size = (
+                size_through([(c.values, value(g)) for (c, _), g in zip(corners, groups, strict=True)])
+                for value in (lambda g: g.parameters, lambda g: g.bytes)
+            )
+            first = groups[0]
+            formulas.append(
+                GroupFormula(first.storage, first.why, first.trainable, first.adapter, count, size, first.example)
+            )
+        return tuple(formulas)

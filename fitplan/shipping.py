@@ -1,0 +1,118 @@
+"""The footprints that ship: which setups they are for, and how their files are made."""
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from fitplan.errors import FitplanError, InputError, ModelNotSupported
+from fitplan.estimator import survey_of
+from fitplan.footprint.footprint import Footprint, OptimizerFootprint
+from fitplan.footprint.recipe import Recipe, kernels_of, recipe_of
+from fitplan.footprint.size import NoFormula, Shape
+from fitplan.footprint.store import SHIPPED_NAME, shipped_document
+from fitplan.memory import estimate_trace
+from fitplan.models.resolve import ModelConfig
+from fitplan.setup import Attention, Dtype, Method, MixedPrecision, Optim, TrainingSetup
+from fitplan.tracer import installed_versions, trace_job
+
+CAPABILITY = (8, 0)
+"""Compute capability that is traced; from there on all GPUs run the same kernels."""
+
+Optimizers = dict[Optim, list[tuple[tuple[int, int], OptimizerFootprint]]]
+
+CHECKED = Shape(3, 200, 16, 1)
+"""A shape that no formula is made from."""
+
+
+RANKS = (8, 16, 32, 64)
+"""Ranks for which an optimizer ships that treats small parameters in another way than large ones."""
+
+
+def common_setups() -> Iterator[TrainingSetup]:
+    """The setups people use, without shape and optimizer."""
+    for on in (True, False):
+        yield TrainingSetup(method=Method.FULL, gradient_checkpointing=on)
+        yield TrainingSetup(method=Method.LORA, gradient_checkpointing=on)
+        yield TrainingSetup(method=Method.QLORA, gradient_checkpointing=on)
+    yield TrainingSetup(method=Method.QLORA, kbit_prepare=False)
+    for method in Method:
+        yield TrainingSetup(method=method, attn=Attention.FLASH_ATTENTION_2)
+    yield TrainingSetup(method=Method.LORA, lora_dropout=0.05)
+    yield TrainingSetup(method=Method.QLORA, lora_dropout=0.05)
+    yield TrainingSetup(method=Method.FULL, dtype=Dtype.FLOAT32)
+    yield TrainingSetup(method=Method.FULL, mixed_precision=MixedPrecision.NO)
+
+
+def ship(model: ModelConfig, folder: Path, progress: Callable[[str], None]) -> list[str]:
+    """Make the file of one model in ``folder``; what was left out, and why.
+
+    Raises:
+        InputError: the file cannot be written.
+        ModelNotSupported: no setup of the model has a formula.
+
+    """
+    footprints: list[tuple[Recipe, str, Footprint]] = []
+    optimizers: dict[str, Optimizers] = {}
+    left_out: list[str] = []
+    for number, setup in enumerate(common_setups()):
+        if number == 1:
+            gc.freeze()  # a trace begins by collecting garbage, which would go through all of torch each time
+        try:
+            footprint, optimizer = _checked(model, setup, progress)
+        except (NoFormula, FitplanError) as error:
+            left_out.append(f"{_told(setup)}: {error}")
+            continue
+        ranks = footprint.pieces[0].region.lora_r
+        added = (ranks, optimizer)
+        key = next((key for key, known in optimizers.items() if known[setup.optim] == [added]), "")
+        if not key:
+            key = _told(setup)
+            optimizers[key] = {setup.optim: [added]}
+            for optim in Optim:
+                if optim is not setup.optim:
+                    optimizers[key][optim] = _optimizer(model, setup.with_(optim=optim), ranks, progress)
+        footprints.append((recipe_of(setup), key, footprint))
+    if not footprints:
+        raise ModelNotSupported(f"no setup of {model.name} has a formula: {'; '.join(left_out)}")
+    path = folder / model.name / SHIPPED_NAME
+    content = shipped_document(installed_versions(), kernels_of(CAPABILITY), footprints, optimizers)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; choose another --out") from error
+    return left_out
+
+
+def _optimizer(
+    model: ModelConfig, setup: TrainingSetup, ranks: tuple[int, int], progress: Callable[[str], None]
+) -> list[tuple[tuple[int, int], OptimizerFootprint]]:
+    """What an optimizer adds: for all ranks, else for those that people use."""
+    survey = survey_of(model, setup, CAPABILITY, progress)
+    try:
+        return [(ranks, survey.optimizer())]
+    except NoFormula:
+        return [((rank, rank), survey.optimizer_at(rank)) for rank in RANKS]
+
+
+def _checked(
+    model: ModelConfig, setup: TrainingSetup, progress: Callable[[str], None]
+) -> tuple[Footprint, OptimizerFootprint]:
+    """The footprint of one setup, after it has given a trace that it was not made from."""
+    footprint, optimizer = survey_of(model, setup, CAPABILITY, progress).footprint(installed_versions())
+    shape = replace(CHECKED, lora_r=setup.lora_r or 0)
+    piece = footprint.piece(shape)
+    if piece is not None:
+        shaped = setup.with_(batch_size=shape.batch_size, seq_len=shape.seq_len)
+        traced = estimate_trace(trace_job(model, shaped, CAPABILITY, progress).trace)
+        if piece.with_optimizer(optimizer).estimate(shape, CAPABILITY) != traced:
+            raise NoFormula(f"the formula does not give the trace of {shape}")
+    return footprint, optimizer
+
+
+def _told(setup: TrainingSetup) -> str:
+    """The setup by what is not its default."""
+    plain = TrainingSetup(method=setup.method).to_dict()
+    changes = [f"{name} {value}" for name, value in setup.to_dict().items() if value != plain[name]]
+    return ", ".join([str(setup.method), *changes])

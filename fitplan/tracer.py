@@ -1,0 +1,77 @@
+"""Tracing as a service to the rest: torch is imported when it is needed, and what goes wrong is told in one sentence."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from fitplan.errors import FitplanError, MissingDependency, ModelNotSupported
+from fitplan.models.resolve import ModelConfig
+from fitplan.setup import TrainingSetup
+
+if TYPE_CHECKING:
+    from fitplan.trace.tracing import TracedRun
+
+LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
+
+Progress = Callable[[str], None]
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of the libraries that decide the numbers, without importing them."""
+    found = {}
+    for library in LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[library] = version(library)
+    return found
+
+
+def trace_job(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> "TracedRun":
+    """The training step of ``setup``, traced for a GPU of that compute capability.
+
+    Raises:
+        MissingDependency: torch and its companions are not installed.
+        ModelNotSupported: the step cannot be run as config and setup say.
+        InputError: the setup does not suit the model.
+
+    """
+    progress(f"{setup.method}: importing torch and transformers")
+    with _quiet():
+        try:
+            from fitplan.step.architecture import load_config
+            from fitplan.trace.kernels import Gpu
+            from fitplan.trace.tracing import trace_training
+        except ImportError as error:
+            raise MissingDependency(
+                f"tracing a model needs {error.name or 'torch'}, which is not installed; pip install 'fitplan[torch]'"
+            ) from error
+        try:
+            return trace_training(
+                load_config(model.settings),
+                setup,
+                Gpu(capability),
+                progress=lambda what: progress(f"{setup.method}: {what}"),
+            )
+        except FitplanError:
+            raise
+        except Exception as error:  # what a contradictory config does depends on the code of each model
+            text = " ".join(str(error).split())[:240]
+            raise ModelNotSupported(
+                f"the training step of {model.name} cannot be run as its config and the setup say: "
+                f"{type(error).__name__}: {text}; check the config's dimensions against each other"
+            ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Libraries' remarks about a GPU that is not there, and about weights that are not real, help nobody here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
