@@ -3,8 +3,11 @@
 from typing import Any
 
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device
-from fitplan.errors import SetupConflict
-from fitplan.estimator import answer
+from fitplan.errors import InputError, ModelNotSupported, SetupConflict
+from fitplan.estimator import answer, footprint_of
+from fitplan.explain import Explanation, explain_peak
+from fitplan.fitmap import FitMap, draw_map
+from fitplan.footprint.recipe import shape_of
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.plan import CheckReport, Plan
@@ -40,7 +43,7 @@ def check(
         MissingDependency: the answer needs packages that are not installed.
 
     """
-    device = _device(gpu, vram)
+    device = device_named(gpu, vram)
     config = resolve_model(model)
     setups = _setups(method, _with_length(config, settings))
     plans = tuple(_plan(config, setup, device, trace, progress) for setup in setups)
@@ -66,7 +69,63 @@ def estimate(
     return answer(config, setup, capability, fresh=trace, progress=progress).estimate
 
 
-def _device(gpu: str | Device | None, vram: str | int | None) -> Device | None:
+def explain(
+    model: Any,
+    *,
+    capability: tuple[int, int] = DEFAULT_CAPABILITY,
+    progress: Progress = lambda _: None,
+    **settings: Any,
+) -> Explanation:
+    """The formula of the peak of one setup, term by term.
+
+    Raises:
+        ModelNotSupported: the setup has no formula, or none that holds for this shape.
+        As :func:`check`.
+
+    """
+    config = resolve_model(model)
+    setup = TrainingSetup.from_dict(_with_length(config, settings))
+    stored = footprint_of(config, setup, capability, progress)
+    shape = shape_of(setup)
+    if stored.piece(shape) is None:
+        raise ModelNotSupported(
+            f"no formula holds for batch_size {setup.batch_size}, seq_len {setup.seq_len}"
+            f"{f' and lora_r {setup.lora_r}' if setup.lora_r else ''}; fitplan check answers for single shapes"
+        )
+    return explain_peak(config, stored.resolved(setup), shape, stored, capability)
+
+
+def fit_map(
+    model: Any,
+    *,
+    gpu: str | Device | None = None,
+    vram: str | int | None = None,
+    progress: Progress = lambda _: None,
+    **settings: Any,
+) -> FitMap:
+    """The largest batch for each sequence length and the longest sequence for each batch that fit a device.
+
+    Raises:
+        InputError: neither ``gpu`` nor ``vram`` is given, or as :func:`check`.
+        ModelNotSupported: the setup has no formula.
+
+    """
+    device = device_named(gpu, vram)
+    if device is None:
+        raise InputError("a map needs a device; give a gpu such as h100, or an amount of vram such as 24GiB")
+    config = resolve_model(model)
+    setup = TrainingSetup.from_dict(_with_length(config, settings))
+    stored = footprint_of(config, setup, device.capability, progress)
+    return draw_map(config, stored.resolved(setup), shape_of(setup), stored, device)
+
+
+def device_named(gpu: str | Device | None, vram: str | int | None) -> Device | None:
+    """The device that a person named, or an amount of memory; ``None`` if neither is given.
+
+    Raises:
+        InputError: both are given, or one makes no sense.
+
+    """
     if gpu is not None and vram is not None:
         raise SetupConflict("gpu", "vram", "gpu and vram both name a device; drop one of them")
     if vram is not None:

@@ -12,7 +12,7 @@ from fitplan.footprint.size import NoFormula, Shape
 from fitplan.footprint.store import StoredFootprint, find_cached, find_shipped, keep
 from fitplan.memory import MemoryEstimate, estimate_trace
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import Attention, Task, TrainingSetup
+from fitplan.setup import TrainingSetup
 from fitplan.tracer import Progress, installed_versions, trace_job
 
 if TYPE_CHECKING:
@@ -55,14 +55,14 @@ def answer(
     stored = None if fresh else find_stored(model, setup, capability, lambda s: s.piece(shape) is not None)
     if stored is None:
         return _traced(model, setup, capability, progress)
-    piece, footprint = stored.piece(shape), stored.footprint
+    piece = stored.piece(shape)
     assert piece is not None, "what was found holds for the shape"
     return Answer(
         piece.estimate(shape, capability),
         piece.groups(shape),
-        setup.with_(attn=Attention(footprint.attention), task=Task(footprint.task)),
+        stored.resolved(setup),
         stored.source,
-        footprint.versions,
+        stored.footprint.versions,
     )
 
 

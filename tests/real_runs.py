@@ -52,7 +52,7 @@ def our_run(settings: dict[str, Any], setup: TrainingSetup, steps: int = 2) -> R
             recorder.enter(phase, owner)
 
         with recorder.module_calls():
-            train(model, config, setup, CPU, observe, steps=steps)
+            train(model, config, setup, CPU, observe, steps=steps, micro_batches=2)
 
     return _recorded(settings, setup, go)
 

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any, NoReturn
 
 from fitplan.errors import FitplanError
@@ -57,6 +56,14 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(EXIT_BAD_INPUT)
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"fitplan {version('fitplan')}")
+        parser.exit(EXIT_FITS)
+
+
 _EXAMPLES = """\
 examples:
   fitplan check llama-70b --gpu H100                        all three methods, one under the other
@@ -76,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"fitplan {version('fitplan')}")
+    parser.add_argument("--version", action=_Version, nargs=0, dest=argparse.SUPPRESS, help="show the version")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     check = commands.add_parser(
         "check",
@@ -88,12 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(run=_check)
     check.add_argument("model", metavar="MODEL", help="an alias (llama-70b), a hub id, a folder or a config.json")
-    device = check.add_mutually_exclusive_group()
-    device.add_argument("--gpu", metavar="NAME", help="the GPU: h100, a100-40gb, 4090, ...")
-    device.add_argument("--vram", metavar="SIZE", help="an amount of memory instead of a known GPU: 24GiB")
+    _add_gpu(check)
     check.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document instead of a table")
     check.add_argument("--trace", action="store_true", help="trace the step even where its footprint is known")
     _add_settings(check)
+    _add_models(commands)
+    _add_explain(commands)
+    _add_map(commands)
     profile = commands.add_parser(
         "profile",
         allow_abbrev=False,
@@ -108,10 +116,68 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
+def _add_models(commands: Any) -> None:
+    models = commands.add_parser(
+        "models",
+        allow_abbrev=False,
+        help="the models that fitplan ships with",
+        description="The models that fitplan ships with, and the setups it can answer for without torch.",
+        epilog="examples:\n  fitplan models\n  fitplan models qwen3\n  fitplan models llama --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    models.set_defaults(run=_models)
+    models.add_argument("search", metavar="TEXT", nargs="?", default="", help="part of a name, alias or hub id")
+    models.add_argument(
+        "--json", action="store_true", dest="as_json", help="print one JSON document instead of a table"
+    )
+
+
+def _add_explain(commands: Any) -> None:
+    explain = commands.add_parser(
+        "explain",
+        allow_abbrev=False,
+        help="the formula of the peak, term by term",
+        description="The formula of the peak in words and numbers, and how the peak moves with the job's shape.",
+        epilog="example:\n  fitplan explain llama-8b --method qlora --seq-len 4096",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    explain.set_defaults(run=_explain)
+    explain.add_argument("model", metavar="MODEL", help="an alias (llama-70b), a hub id, a folder or a config.json")
+    _add_gpu(explain)
+    explain.add_argument(
+        "--json", action="store_true", dest="as_json", help="print one JSON document instead of a table"
+    )
+    _add_settings(explain, method="qlora")
+
+
+def _add_map(commands: Any) -> None:
+    fit_map = commands.add_parser(
+        "map",
+        allow_abbrev=False,
+        help="the largest batch for each length, and the longest sequence for each batch",
+        description="How large a batch and how long a sequence a GPU can take with this setup.",
+        epilog="example:\n  fitplan map llama-8b --method lora --gpu 4090",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    fit_map.set_defaults(run=_map)
+    fit_map.add_argument("model", metavar="MODEL", help="an alias (llama-70b), a hub id, a folder or a config.json")
+    _add_gpu(fit_map)
+    fit_map.add_argument(
+        "--json", action="store_true", dest="as_json", help="print one JSON document instead of a table"
+    )
+    _add_settings(fit_map, method="qlora")
+
+
+def _add_gpu(parser: argparse.ArgumentParser) -> None:
+    device = parser.add_mutually_exclusive_group()
+    device.add_argument("--gpu", metavar="NAME", help="the GPU: h100, a100-40gb, 4090, ...")
+    device.add_argument("--vram", metavar="SIZE", help="an amount of memory instead of a known GPU: 24GiB")
+
+
+def _add_settings(parser: argparse.ArgumentParser, method: str = "") -> None:
     """One flag for each field of :class:`TrainingSetup`; left out, it takes the setup's own default."""
     job = parser.add_argument_group("the job")
-    job.add_argument("--method", **_choice(Method), help="all three if left out")
+    job.add_argument("--method", **_choice(Method), help=f"default {method}" if method else "all three if left out")
     job.add_argument("--task", **_choice(Task), help="the one that the model's config names if left out")
     job.add_argument("--num-labels", type=int, metavar="N", help="classes of a sequence classifier")
     job.add_argument("--batch-size", type=int, metavar="N", help="rows in a micro-batch (default 1)")
@@ -172,6 +238,73 @@ def _check(
     return EXIT_DOES_NOT_FIT if verdicts and all(fit is Fit.DOES_NOT_FIT for fit in verdicts) else EXIT_FITS
 
 
+def _models(search: str, as_json: bool) -> int:
+    from fitplan.footprint.store import shipped_recipes
+    from fitplan.models.catalog import catalog
+
+    wanted = search.lower()
+    found = [e for e in catalog() if any(wanted in s.lower() for s in (e.name, *e.aliases, *e.hub_ids))]
+    if not found:
+        _complain(f"no shipped model is named like {search!r}; fitplan models lists them all")
+        return EXIT_BAD_INPUT
+    if as_json:
+        rows = [
+            {
+                "name": e.name,
+                "aliases": list(e.aliases),
+                "hub_ids": list(e.hub_ids),
+                "parameters": e.parameters,
+                "setups": shipped_recipes(e.name),
+            }
+            for e in found
+        ]
+        print(json.dumps({"schema": "fitplan.models/1", "models": rows}, indent=1))
+        return EXIT_FITS
+    from rich.console import Console
+
+    from fitplan.report.models import print_models
+
+    print_models([(e, len(shipped_recipes(e.name))) for e in found], Console(highlight=False))
+    return EXIT_FITS
+
+
+def _explain(as_json: bool, model: str, gpu: str | None, vram: str | None, **settings: Any) -> int:
+    from fitplan.api import device_named, explain
+    from fitplan.devices.device import DEFAULT_CAPABILITY
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    device = device_named(gpu, vram)
+    capability = device.capability if device else DEFAULT_CAPABILITY
+    with _Narration() as progress:
+        found = explain(model, capability=capability, progress=progress, **given)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+        return EXIT_FITS
+    from rich.console import Console
+
+    from fitplan.report.formula import print_explanation
+
+    print_explanation(found, Console(highlight=False))
+    return EXIT_FITS
+
+
+def _map(as_json: bool, model: str, gpu: str | None, vram: str | None, **settings: Any) -> int:
+    from fitplan.api import fit_map
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    with _Narration() as progress:
+        found = fit_map(model, gpu=gpu, vram=vram, progress=progress, **given)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+        return EXIT_FITS
+    from rich.console import Console
+
+    from fitplan.report.formula import print_map
+
+    print_map(found, Console(highlight=False))
+    return EXIT_FITS
+
+
 def _profile(models: list[str], out: str) -> int:
     from pathlib import Path
 
@@ -183,9 +316,8 @@ def _profile(models: list[str], out: str) -> int:
     with _Narration() as progress:
         for number, name in enumerate(names, 1):
             model = resolve_model(name)
-            left_out = ship(
-                model, Path(out), lambda what, n=number, m=model: progress(f"{n}/{len(names)} {m.name}, {what}")
-            )
+            heading = f"{number}/{len(names)} {model.name}, "
+            left_out = ship(model, Path(out), lambda what, heading=heading: progress(heading + what))  # type: ignore[misc]
             print(f"{model.name}: written" + "".join(f"\n  without {one}" for one in left_out), flush=True)
     return EXIT_FITS
 

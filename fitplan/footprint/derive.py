@@ -148,9 +148,9 @@ class _Derivation:
         self._blocks = self._columns.blocks
         self._count = len(self._blocks)
         self._rows = self._accumulate(columns)
-        self._merge_weights()
+        self._is_state = self._state_columns()
 
-    # --- what is live after each event -----------------------------------------------------------------------------------
+    # --- what is live after each event -------------------------------------------------------------------------------
 
     def _accumulate(self, columns: Sequence[int | None]) -> Counts:
         """[events, blocks + categories + 1]: counts of blocks, constant bytes by category, large constant blocks."""
@@ -172,13 +172,13 @@ class _Derivation:
         rows[:, -1] = sign * large[number]
         return np.cumsum(rows, axis=0, out=rows)
 
-    def _merge_weights(self) -> None:
+    def _state_columns(self) -> NDArray[np.bool_]:
         """Which columns are the optimizer's states."""
         states = [b.category is Category.OPTIMIZER_STATES for b in self._blocks]
         states += [category is Category.OPTIMIZER_STATES for category in CATEGORIES]
-        self._is_state = np.array([*states, False])
+        return np.array([*states, False])
 
-    # --- the two parts -----------------------------------------------------------------------------------------------------
+    # --- the two parts -----------------------------------------------------------------------------------------------
 
     def run(self) -> tuple[Piece, OptimizerFootprint]:
         moments = self._low.moments
@@ -306,7 +306,7 @@ class _Derivation:
             _renumbered(piece.entry, number),
         )
 
-    # --- the envelope -----------------------------------------------------------------------------------------------------
+    # --- the envelope ------------------------------------------------------------------------------------------------
 
     def _highest(self, rows: list[int], values: Counts, with_states: NDArray[np.bool_]) -> list[int]:
         """The places of those rows that may be the highest for some shape of the region."""
@@ -324,7 +324,7 @@ class _Derivation:
         return envelope.alive()
 
     def _polynomials(self, values: Counts) -> tuple[Counts, Counts]:
-        """Each row as coefficients of products of (length - least length), and its counts of blocks that are rounded."""
+        """Each row as coefficients of products of (length - least length), and its counts of rounded blocks."""
         least = dict.fromkeys(("n", "n10", "q", "q10", "g-1"), 0)
         floor = (
             lengths_of(Shape(self._region.batch_size[0], self._region.seq_len[0], self._region.lora_r[0], 1), (8, 0))
@@ -334,7 +334,7 @@ class _Derivation:
         terms: list[list[tuple[int, int]]] = []
         for block in self._blocks:
             lengths = block.size.lengths + (("g-1",) if block.per_extra_batch else ())
-            expansion = [(block.size.coefficient, ())]
+            expansion: list[tuple[int, Lengths]] = [(block.size.coefficient, ())]
             for name in lengths:
                 expansion = [(c * floor[name], part) for c, part in expansion] + [
                     (c, (*part, name)) for c, part in expansion
@@ -355,8 +355,8 @@ class _Derivation:
 class _Envelope:
     """Rows, as polynomials with whole coefficients, of which those go that never are the highest.
 
-    One polynomial never exceeds another if their difference, written in what each length exceeds its least value by, has
-    no negative coefficient. A block that is rounded up may count for up to 511 bytes more. Of rows that may be equal,
+    One polynomial never exceeds another if their difference, written in what each length exceeds its least value by,
+    has no negative coefficient. A rounded block may count for up to 511 bytes more. Of rows that may be equal,
     the earliest stays.
     """
 
@@ -440,10 +440,7 @@ class _Envelope:
         least = max((s for s, a in zip(shares, above[above != 0], strict=True) if a > 0), default=Fraction(0))
         most = min((s for s, a in zip(shares, above[above != 0], strict=True) if a < 0), default=Fraction(1))
         least, most = max(least, Fraction(0)), min(most, Fraction(1))
-        for share in (least, most):
-            if least <= most and not self._rounds_beyond(other, first, last, share):
-                return True
-        return False
+        return least <= most and not all(self._rounds_beyond(other, first, last, share) for share in (least, most))
 
     def _rounds_beyond(self, other: int, first: int, last: int, share: Fraction) -> bool:
         mean = [

@@ -1,6 +1,6 @@
 """The footprint of a training step, and what it says about a job of any shape.
 
-A step's memory is the sum of its blocks; the size of each block is a product of lengths (:mod:`fitplan.footprint.size`).
+A step's memory is the sum of its blocks; each has the size of a product of lengths (:mod:`fitplan.footprint.size`).
 Of the thousands of points of a step only those are kept that can be the highest for some shape: the summits.
 """
 
@@ -57,6 +57,10 @@ class Live:
             counts[number] = counts.get(number, 0) + count
         constant = tuple(a + b for a, b in zip(self.constant, other.constant, strict=True))
         return Live(constant, self.large + other.large, tuple((n, c) for n, c in sorted(counts.items()) if c))
+
+    def total(self, sizes: Sequence[int]) -> int:
+        """Bytes, for blocks of these sizes."""
+        return sum(self.constant) + sum(count * sizes[number] for number, count in self.blocks)
 
     def renumbered(self, by: int) -> "Live":
         """The same with every block's number moved."""
@@ -215,7 +219,7 @@ class Piece:
         highest: dict[str, tuple[int, Summit]] = {}
         best: tuple[int, Summit] | None = None
         for summit in self._present(shape):
-            total = sum(summit.live.constant) + sum(count * totals[n] for n, count in summit.live.blocks)
+            total = summit.live.total(totals)
             if summit.kind not in highest or total > highest[summit.kind][0]:
                 highest[summit.kind] = (total, summit)
             if best is None or total > best[0]:
@@ -236,51 +240,34 @@ class Piece:
     def summit(self, shape: Shape, capability: tuple[int, int]) -> Summit:
         """The point that peaks."""
         totals, _ = self._evaluated(shape, capability)
-        return max(
-            self._present(shape),
-            key=lambda s: sum(s.live.constant) + sum(count * totals[n] for n, count in s.live.blocks),
-        )
+        return max(self._present(shape), key=lambda summit: summit.live.total(totals))
 
     def peaks(self, batch_sizes: Iterable[int], shape: Shape, capability: tuple[int, int]) -> list[int]:
-        """``peak_allocated_bytes`` for many batch sizes, the rest as in ``shape``; all of them must lie in the region."""
-        lines, rest = self._lines(shape, capability)
-        found = []
-        for batch in batch_sizes:
-            if rest:
-                found.append(self._peak(replace(shape, batch_size=batch), capability))
-            else:
-                found.append(max(start + slope * batch for start, slope in lines))
-        return found
+        """``peak_allocated_bytes`` for many batch sizes of the region, the rest as in ``shape``."""
+        lines = self._lines(shape, capability)
+        if lines is None:
+            shapes = (replace(shape, batch_size=batch) for batch in batch_sizes)
+            return [self.summit(one, capability).live.total(self._evaluated(one, capability)[0]) for one in shapes]
+        return [max(start + slope * batch for start, slope in lines) for batch in batch_sizes]
 
-    def _lines(self, shape: Shape, capability: tuple[int, int]) -> tuple[list[tuple[int, int]], bool]:
-        """With all but the batch size fixed a summit is a straight line, where no block needs rounding."""
+    def _lines(self, shape: Shape, capability: tuple[int, int]) -> list[tuple[int, int]] | None:
+        """With all but the batch size fixed a summit is a straight line; ``None`` where a block must be rounded."""
         values = lengths_of(replace(shape, batch_size=1), capability)
-        linear: list[tuple[int, int]] = []
+        starts, slopes = [], []
         for block in self.blocks:
             times = shape.gradient_accumulation_steps - 1 if block.per_extra_batch else 1
             size = block.size.at(values)
-            if "b" not in block.size.lengths:
-                if {"n", "n10"} & set(block.size.lengths):
-                    return [], True
-                linear.append((times * rounded(size), 0))
-            elif size != rounded(size):
-                return [], True
-            else:
-                linear.append((0, times * size))
+            rows = "b" in block.size.lengths
+            if {"n", "n10"} & set(block.size.lengths) or (rows and size != rounded(size)):
+                return None
+            starts.append(0 if rows else times * rounded(size))
+            slopes.append(times * size if rows else 0)
+        nothing = Live().constant
         lines = {
-            (
-                sum(s.live.constant) + sum(count * linear[n][0] for n, count in s.live.blocks),
-                sum(count * linear[n][1] for n, count in s.live.blocks),
-            )
-            for s in self._present(shape)
+            (summit.live.total(starts), replace(summit.live, constant=nothing).total(slopes))
+            for summit in self._present(shape)
         }
-        return [one for one in lines if not any(o != one and o[0] >= one[0] and o[1] >= one[1] for o in lines)], False
-
-    def _peak(self, shape: Shape, capability: tuple[int, int]) -> int:
-        totals, _ = self._evaluated(shape, capability)
-        return max(
-            sum(s.live.constant) + sum(count * totals[n] for n, count in s.live.blocks) for s in self._present(shape)
-        )
+        return [one for one in lines if not any(o != one and o[0] >= one[0] and o[1] >= one[1] for o in lines)]
 
     def _present(self, shape: Shape) -> Sequence[Summit]:
         if shape.gradient_accumulation_steps > 1:

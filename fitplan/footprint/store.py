@@ -1,11 +1,9 @@
 """Where footprints are kept: those that ship with fitplan, and the user's cache."""
 
 import contextlib
-import hashlib
 import json
 import lzma
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,7 +24,7 @@ from fitplan.footprint.recipe import Recipe, kernels_of, recipe_of
 from fitplan.footprint.size import Shape
 from fitplan.models.resolve import ModelConfig
 from fitplan.resources import profiles
-from fitplan.setup import Optim, TrainingSetup
+from fitplan.setup import Attention, Optim, Task, TrainingSetup
 
 SHIPPED_NAME = "footprints.json.xz"
 
@@ -46,6 +44,10 @@ class StoredFootprint:
     optimizer: OptimizerFootprint | None
     source: str
 
+    def resolved(self, setup: TrainingSetup) -> TrainingSetup:
+        """The setup with the attention and the task that the model chose."""
+        return setup.with_(attn=Attention(self.footprint.attention), task=Task(self.footprint.task))
+
     def piece(self, shape: Shape) -> Piece | None:
         """The whole step over a region that ``shape`` lies in, if there is one."""
         piece = self.footprint.piece(shape)
@@ -57,20 +59,19 @@ class StoredFootprint:
 
 def find_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]) -> StoredFootprint | None:
     """The footprint that ships for this model and setup."""
-    document = _shipped(model.name) if model.source == "shipped" else None
-    if document is None or document["kernels"] != kernels_of(capability):
+    lines = _shipped(model.name) if model.source == "shipped" else None
+    if lines is None:
         return None
-    wanted = recipe_of(setup)
-    for entry in document["footprints"]:
+    header = _header(model.name)
+    if header["kernels"] != kernels_of(capability):
+        return None
+    wanted, rank = recipe_of(setup), setup.lora_r or 0
+    for place, entry in enumerate(header["footprints"], 1):
         if _answers(entry, wanted):
-            by_rank = document["optimizers"][entry["optimizers"]][str(setup.optim)]
-            rank = setup.lora_r or 0
+            by_rank = header["optimizers"][entry["optimizers"]][str(setup.optim)]
             added = next((part for least, most, part in by_rank if least <= rank <= most), None)
-            if added is None:
-                return None
-            return StoredFootprint(
-                footprint_from_dict(entry | {"versions": document["versions"]}), optimizer_from_dict(added), "shipped"
-            )
+            footprint = footprint_from_dict(json.loads(lines[place]) | {"versions": header["versions"]})
+            return added and StoredFootprint(footprint, optimizer_from_dict(added), "shipped")
     return None
 
 
@@ -84,27 +85,37 @@ def _answers(entry: Mapping[str, Any], wanted: Recipe) -> bool:
 
 
 @cache
-def _shipped(name: str) -> dict[str, Any] | None:
+def _shipped(name: str) -> list[bytes] | None:
+    """The lines of a model's file: a header, then one footprint each."""
     path = profiles() / "models" / name / SHIPPED_NAME
-    if not path.is_file():
-        return None
-    document: dict[str, Any] = json.loads(lzma.decompress(path.read_bytes()))
-    return document if document["format"] == FORMAT else None
+    return lzma.decompress(path.read_bytes()).splitlines() if path.is_file() else None
+
+
+@cache
+def _header(name: str) -> dict[str, Any]:
+    lines = _shipped(name)
+    header: dict[str, Any] = json.loads(lines[0]) if lines else {}
+    return header if header.get("format") == FORMAT else {"kernels": "", "footprints": []}
 
 
 def shipped_document(
     versions: Mapping[str, str],
     kernels: str,
+    step: str,
     footprints: list[tuple[Recipe, str, Footprint]],
     optimizers: Mapping[str, Mapping[Optim, list[tuple[tuple[int, int], OptimizerFootprint]]]],
 ) -> bytes:
-    """The content of a shipped file: (recipe, key of its optimizers, footprint), and the optimizers by key, name, rank."""
-    document = {
+    """The content of a shipped file: (recipe, key of its optimizers, footprint); optimizers by key, name and ranks.
+
+    ``step`` is a digest of the step that it was made from.
+    """
+    header = {
         "format": FORMAT,
         "versions": dict(versions),
         "kernels": kernels,
+        "step": step,
         "footprints": [
-            {"recipe": recipe, "optimizers": key, **footprint_to_dict(footprint), "versions": {}}
+            {"recipe": recipe, "attention": footprint.attention, "task": footprint.task, "optimizers": key}
             for recipe, key, footprint in footprints
         ],
         "optimizers": {
@@ -115,14 +126,19 @@ def shipped_document(
             for key, by_name in optimizers.items()
         },
     }
-    text = json.dumps(document, separators=(",", ":")).encode()
-    return lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
+    documents = [header, *(footprint_to_dict(footprint) for _, _, footprint in footprints)]
+    text = "\n".join(json.dumps(document, separators=(",", ":")) for document in documents)
+    return lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
+
+
+def digest_of(path: Path) -> str:
+    """The digest of the step that a shipped file was made from."""
+    return str(json.loads(lzma.decompress(path.read_bytes()).splitlines()[0]).get("step", ""))
 
 
 def shipped_recipes(name: str) -> list[Recipe]:
     """The recipes that a shipped model has footprints for."""
-    document = _shipped(name)
-    return [entry["recipe"] for entry in document["footprints"]] if document else []
+    return [entry["recipe"] for entry in _header(name)["footprints"]]
 
 
 # --- the user's cache -------------------------------------------------------------------------------------------------
@@ -136,6 +152,8 @@ def cache_folder() -> Path:
 def _cache_path(
     model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], versions: dict[str, str]
 ) -> Path:
+    import hashlib
+
     key = [FORMAT, dict(model.settings), recipe_of(setup), str(setup.optim), kernels_of(capability), versions]
     text = json.dumps(key, sort_keys=True, default=str).encode()
     return cache_folder() / f"{hashlib.sha256(text).hexdigest()[:32]}.json"
@@ -158,6 +176,8 @@ def keep(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], 
     A file is written beside and moved into place, so that a reader never sees half of one. Where nothing can be
     written (a full disk, a read-only home) nothing is kept.
     """
+    import tempfile
+
     path = _cache_path(model, setup, capability, footprint.versions)
     before = find_cached(model, setup, capability, footprint.versions)
     regions = {piece.region for piece in footprint.pieces}

@@ -174,10 +174,9 @@ class Survey:
         ]
         formulas = []
         for groups in zip(*(run.parameters for _, run in corners), strict=True):
-            count, size = (
-                size_through([(c.values, value(g)) for (c, _), g in zip(corners, groups, strict=True)])
-                for value in (lambda g: g.parameters, lambda g: g.bytes)
-            )
+            values = [corner.values for corner, _ in corners]
+            count = size_through(list(zip(values, (group.parameters for group in groups), strict=True)))
+            size = size_through(list(zip(values, (group.bytes for group in groups), strict=True)))
             first = groups[0]
             formulas.append(
                 GroupFormula(first.storage, first.why, first.trainable, first.adapter, count, size, first.example)

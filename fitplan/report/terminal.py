@@ -17,7 +17,7 @@ from fitplan.trace.events import Category
 from fitplan.units import count, gib
 from fitplan.verdict import CUDA_CONTEXT_BYTES, Fit, device_bytes
 
-_NAMES = {
+CATEGORY_NAMES = {
     Category.BASE_WEIGHTS: "base weights",
     Category.ADAPTER_WEIGHTS: "adapter weights",
     Category.GRADIENTS: "gradients",
@@ -37,7 +37,7 @@ _COLOURS = {
     Category.TEMPORARIES: "bright_black",
     Category.WORKSPACES: "white",
 }
-_VERDICTS = {
+VERDICT_STYLES = {
     Fit.FITS: ("fits", "bold green"),
     Fit.TIGHT: ("tight", "bold yellow"),
     Fit.DOES_NOT_FIT: ("does not fit", "bold red"),
@@ -79,7 +79,7 @@ def _headline(plan: Plan) -> Text:
     line = Text(f"{_METHOD_NAMES[plan.setup.method]:<6}", style="bold")
     line.append(f" {gib(device_bytes(plan.estimate)):>11}", style="bold")
     if plan.verdict is not None:
-        word, style = _VERDICTS[plan.verdict.fit]
+        word, style = VERDICT_STYLES[plan.verdict.fit]
         line.append("  ")
         line.append(word, style=style)
         slack = plan.verdict.slack_bytes
@@ -149,7 +149,9 @@ def _breakdown(plan: Plan) -> Table:
     marks = {item: _MARKS[number % len(_MARKS)] for number, item in enumerate(plan.estimate.breakdown)}
     total = device_bytes(plan.estimate)
     for item, size in shown:
-        table.add_row(Text(f"{marks[item]} {_NAMES[item]}", style=_COLOURS[item]), gib(size), _share(size, total))
+        table.add_row(
+            Text(f"{marks[item]} {CATEGORY_NAMES[item]}", style=_COLOURS[item]), gib(size), _share(size, total)
+        )
     if rest >= _SMALL:
         table.add_row("  other", gib(rest), _share(rest, total))
     table.add_row(f"{_MARKS[0]} {_CONTEXT}", gib(CUDA_CONTEXT_BYTES), _share(CUDA_CONTEXT_BYTES, total))

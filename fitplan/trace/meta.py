@@ -7,6 +7,8 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch._refs
+import torch._refs.linalg
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fitplan.trace import values
@@ -21,6 +23,11 @@ class _MetaKernels(TorchDispatchMode):
         super().__init__()
         self._gpu = gpu
         self._kernels = cuda_kernels() if gpu is not None else common_kernels()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; the guard against it would cost a tenth of the time."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -54,19 +61,20 @@ def _chosen_by_device(gpu: Gpu | None) -> Iterator[None]:
     library.impl("scaled_dot_product_attention", partial(scaled_dot_product_attention, gpu), "AutogradMeta")
     if gpu is not None:
         library.impl("dropout", dropout, "AutogradMeta")
-    for name, reference in (("mul.Tensor", torch._refs.mul), ("add.Tensor", torch._refs.add)):
-        library.impl(name, partial(_arithmetic, reference), "Meta")
+    for name, kernel in _QUICK_KERNELS.items():
+        library.impl(name, kernel, "Meta")
     try:
         yield
     finally:
         library._destroy()
 
 
-def _arithmetic(reference: Any, left: torch.Tensor, right: Any, **kwargs: Any) -> Any:
-    """Sums and products, a third of a trace's time, where one operand is contiguous and has the shape of the result.
+# PyTorch's own meta kernels of the next operators work their results out in Python and take half of a trace's time.
+# Here the plain cases, contiguous floating-point tensors, are said at once; the rest is left to PyTorch's references.
 
-    PyTorch's own meta kernels of the two, ``reference``, work the result out in Python.
-    """
+
+def _arithmetic(reference: Any, left: torch.Tensor, right: Any, **kwargs: Any) -> Any:
+    """Sums and products where one operand has the shape of the result."""
     numbers = not isinstance(right, torch.Tensor)
     full, other = (left, right) if numbers or left.dim() >= right.dim() else (right, left)
     if full.is_floating_point() and full.is_contiguous() and (numbers or _broadcasts(other, full)):
@@ -74,9 +82,45 @@ def _arithmetic(reference: Any, left: torch.Tensor, right: Any, **kwargs: Any) -
     return reference(left, right, **kwargs)
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.is_contiguous()
+
+
+def _power(tensor: torch.Tensor, exponent: Any) -> Any:
+    if _is_plain(tensor) and isinstance(exponent, int | float):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return torch._refs.pow(tensor, exponent)
+
+
+def _mean(tensor: torch.Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+    if _is_plain(tensor) and (dim is None or (len(dim) == 1 and keepdim)):
+        shape = list(tensor.shape) if dim else []
+        for axis in dim or ():
+            shape[axis] = 1
+        return torch.empty(shape, dtype=dtype or tensor.dtype, device="meta")
+    return torch._refs.mean(tensor, dim, keepdim, dtype=dtype)
+
+
+def _vector_norm(
+    tensor: torch.Tensor, order: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Any:
+    if _is_plain(tensor) and dim is None and not keepdim:
+        return torch.empty((), dtype=dtype or tensor.dtype, device="meta")
+    return torch._refs.linalg.vector_norm(tensor, order, dim, keepdim, dtype=dtype)
+
+
 def _broadcasts(small: torch.Tensor, full: torch.Tensor) -> bool:
     pairs = zip(reversed(small.shape), reversed(full.shape), strict=False)
     return small.is_contiguous() and full.is_meta and all(a in (1, b) for a, b in pairs)
+
+
+_QUICK_KERNELS: dict[str, Any] = {
+    "mul.Tensor": partial(_arithmetic, torch._refs.mul),
+    "add.Tensor": partial(_arithmetic, torch._refs.add),
+    "pow.Tensor_Scalar": _power,
+    "mean.dim": _mean,
+    "linalg_vector_norm": _vector_norm,
+}
 
 
 @contextmanager

@@ -1,0 +1,165 @@
+"""Why the peak is what it is: the formula of the highest moment, term by term."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fitplan.cuda import rounded
+from fitplan.footprint.footprint import CATEGORIES, Piece, Summit
+from fitplan.footprint.size import LENGTHS, Lengths, Shape, lengths_of
+from fitplan.footprint.store import StoredFootprint
+from fitplan.models.resolve import ModelConfig
+from fitplan.setup import TrainingSetup
+from fitplan.trace.events import Category
+
+SCHEMA = "fitplan.explain/1"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the formula.
+
+    Attributes:
+        category: what the memory holds.
+        coefficient: bytes for one unit of the product of ``lengths``.
+        lengths: what it is multiplied by, as in :data:`fitplan.footprint.size.LENGTHS`; none for a constant.
+        bytes: its value.
+        largest: module and operator of its largest part; empty for a constant.
+
+    """
+
+    category: Category
+    coefficient: int
+    lengths: Lengths
+    bytes: int
+    largest: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the peak does when one length grows.
+
+    Attributes:
+        name: the field of the setup.
+        by: how far it grows.
+        bytes: what that adds to the peak.
+
+    """
+
+    name: str
+    by: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The formula of a job's peak.
+
+    Attributes:
+        model: the model.
+        setup: every setting.
+        moment: the moment that peaks.
+        values: the lengths that occur, and their values.
+        terms: largest first; their bytes and ``rounding_bytes`` sum to ``peak_bytes``.
+        rounding_bytes: what the allocator adds to reach whole multiples of 512 bytes.
+        changes: how the peak moves.
+        source: ``"shipped"``, ``"cache"`` or ``"trace"``.
+
+    """
+
+    model: ModelConfig
+    setup: TrainingSetup
+    moment: str
+    values: dict[str, int]
+    terms: tuple[Term, ...]
+    rounding_bytes: int
+    changes: tuple[Change, ...]
+    source: str
+
+    @property
+    def peak_bytes(self) -> int:
+        """``peak_allocated_bytes`` of the same job."""
+        return sum(term.bytes for term in self.terms) + self.rounding_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``fitplan.explain/1`` document."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model.name,
+            "setup": self.setup.to_dict(),
+            "peak_allocated_bytes": self.peak_bytes,
+            "peak_moment": self.moment,
+            "lengths": {name: {"meaning": LENGTHS[name], "value": value} for name, value in self.values.items()},
+            "terms": [
+                {
+                    "category": term.category,
+                    "coefficient_bytes": term.coefficient,
+                    "lengths": list(term.lengths),
+                    "bytes": term.bytes,
+                    "largest": term.largest,
+                }
+                for term in self.terms
+            ],
+            "rounding_bytes": self.rounding_bytes,
+            "changes": [{"setting": c.name, "by": c.by, "bytes": c.bytes} for c in self.changes],
+            "provenance": {"source": self.source},
+        }
+
+
+def explain_peak(
+    model: ModelConfig, setup: TrainingSetup, shape: Shape, stored: StoredFootprint, capability: tuple[int, int]
+) -> Explanation:
+    """The formula of the peak at ``shape``, which must lie in one of the footprint's regions."""
+    piece = stored.piece(shape)
+    assert piece is not None, "the shape lies in no region"
+    summit = piece.summit(shape, capability)
+    values = lengths_of(shape, capability)
+    terms = _terms(piece, summit, shape, values)
+    used = {name for term in terms for name in term.lengths}
+    peak = piece.estimate(shape, capability).peak_allocated_bytes
+    return Explanation(
+        model,
+        setup,
+        summit.name,
+        {name: value for name, value in values.items() if name in used},
+        terms,
+        peak - sum(term.bytes for term in terms),
+        _changes(stored, shape, capability, peak),
+        stored.source,
+    )
+
+
+def _terms(piece: Piece, summit: Summit, shape: Shape, values: dict[str, int]) -> tuple[Term, ...]:
+    coefficients: dict[tuple[Category, Lengths], int] = {}
+    largest: dict[tuple[Category, Lengths], tuple[int, str]] = {}
+    for number, count in summit.live.blocks:
+        block = piece.blocks[number]
+        times = count * (shape.gradient_accumulation_steps - 1 if block.per_extra_batch else 1)
+        key = (block.category, block.size.lengths)
+        coefficients[key] = coefficients.get(key, 0) + times * block.size.coefficient
+        share = times * rounded(block.size.at(values))
+        largest[key] = max(largest.get(key, (0, "")), (share, block.what))
+    terms = [
+        Term(category, c, lengths, _value(c, lengths, values), largest[category, lengths][1])
+        for (category, lengths), c in coefficients.items()
+        if c
+    ]
+    terms += [Term(c, n, (), n, "") for c, n in zip(CATEGORIES, summit.live.constant, strict=True) if n]
+    return tuple(sorted(terms, key=lambda term: -term.bytes))
+
+
+def _value(coefficient: int, lengths: Lengths, values: dict[str, int]) -> int:
+    for name in lengths:
+        coefficient *= values[name]
+    return coefficient
+
+
+def _changes(stored: StoredFootprint, shape: Shape, capability: tuple[int, int], peak: int) -> tuple[Change, ...]:
+    """One row more, 1024 tokens more, twice the rank, one micro-batch more; as far as the footprint reaches."""
+    steps = {"batch_size": 1, "seq_len": 1024, "lora_r": shape.lora_r, "gradient_accumulation_steps": 1}
+    found = []
+    for name, by in steps.items():
+        further = replace(shape, **{name: getattr(shape, name) + by})
+        piece = stored.piece(further)
+        if by and piece is not None:
+            found.append(Change(name, by, piece.estimate(further, capability).peak_allocated_bytes - peak))
+    return tuple(found)

@@ -1,0 +1,127 @@
+"""The fit map: how large a batch and how long a sequence a GPU can take."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from fitplan.devices.device import Device
+from fitplan.footprint.size import Shape
+from fitplan.footprint.store import StoredFootprint
+from fitplan.memory import MemoryEstimate
+from fitplan.models.resolve import ModelConfig
+from fitplan.setup import TrainingSetup
+from fitplan.verdict import Fit, Verdict, judge
+
+SCHEMA = "fitplan.map/1"
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+LENGTH_STEP = 64
+"""The longest sequence is told in multiples of this."""
+GAP = 192
+"""Lengths between two pieces of a formula, at most."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One batch size at one sequence length; ``None`` where no formula reaches."""
+
+    batch_size: int
+    seq_len: int
+    peak_allocated_bytes: int | None
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True)
+class FitMap:
+    """What fits a device.
+
+    Attributes:
+        model: the model.
+        setup: the settings that stay the same.
+        gpu: the device.
+        cells: rows by sequence length, columns by batch size.
+        largest_batch: for each sequence length the largest batch that fits; 0 where none does.
+        longest_seq: for each batch size the longest sequence that fits; 0 where none does.
+        source: ``"shipped"``, ``"cache"`` or ``"trace"``.
+
+    """
+
+    model: ModelConfig
+    setup: TrainingSetup
+    gpu: Device
+    cells: tuple[tuple[Cell, ...], ...]
+    largest_batch: dict[int, int]
+    longest_seq: dict[int, int]
+    source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``fitplan.map/1`` document."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model.name,
+            "gpu": {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes},
+            "setup": self.setup.to_dict(),
+            "largest_batch": [{"seq_len": s, "batch_size": b} for s, b in self.largest_batch.items()],
+            "longest_seq": [{"batch_size": b, "seq_len": s} for b, s in self.longest_seq.items()],
+            "cells": [
+                {
+                    "batch_size": cell.batch_size,
+                    "seq_len": cell.seq_len,
+                    "peak_allocated_bytes": cell.peak_allocated_bytes,
+                    "verdict": cell.verdict.fit if cell.verdict else None,
+                }
+                for row in self.cells
+                for cell in row
+            ],
+            "provenance": {"source": self.source},
+        }
+
+
+def draw_map(model: ModelConfig, setup: TrainingSetup, shape: Shape, stored: StoredFootprint, gpu: Device) -> FitMap:
+    """The map of one setup on one device; of ``shape`` only rank and accumulation matter."""
+    pieces = [p if stored.optimizer is None else p.with_optimizer(stored.optimizer) for p in stored.footprint.pieces]
+
+    def estimate(batch_size: int, seq_len: int) -> MemoryEstimate | None:
+        at = replace(shape, batch_size=batch_size, seq_len=seq_len)
+        piece = next((piece for piece in pieces if at in piece.region), None)
+        return piece.estimate(at, gpu.capability) if piece else None
+
+    reach = max(piece.region.seq_len[1] for piece in pieces)
+
+    def fits(batch_size: int, seq_len: int) -> bool:
+        longer = range(seq_len, seq_len + GAP + 1, LENGTH_STEP)  # what fits with a longer row fits here
+        found = next((e for s in longer if (e := estimate(batch_size, s)) is not None), None)
+        return found is not None and judge(found, gpu).fit is Fit.FITS
+
+    def fits_units(batch_size: int, units: int) -> bool:
+        return fits(batch_size, units * LENGTH_STEP)
+
+    lengths = [length for length in LENGTHS if length <= reach] or [reach]
+    most = max(piece.region.batch_size[1] for piece in pieces)
+    cells = tuple(tuple(_cell(estimate(b, s), b, s, gpu) for b in BATCHES) for s in lengths)
+    return FitMap(
+        model,
+        setup,
+        gpu,
+        cells,
+        {length: _most(partial(fits, seq_len=length), most) for length in lengths},
+        {rows: LENGTH_STEP * _most(partial(fits_units, rows), reach // LENGTH_STEP) for rows in BATCHES},
+        stored.source,
+    )
+
+
+def _cell(estimate: MemoryEstimate | None, batch_size: int, seq_len: int, gpu: Device) -> Cell:
+    if estimate is None:
+        return Cell(batch_size, seq_len, None, None)
+    return Cell(batch_size, seq_len, estimate.peak_allocated_bytes, judge(estimate, gpu))
+
+
+def _most(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number from 1 to ``most`` that fits, 0 if none does; what is larger never fits if less does not."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

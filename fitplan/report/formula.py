@@ -1,0 +1,97 @@
+"""The formula of the peak, and the fit map, for a person at a terminal."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fitplan.explain import Explanation, Term
+from fitplan.fitmap import Cell, FitMap
+from fitplan.footprint.size import LENGTHS
+from fitplan.report.terminal import CATEGORY_NAMES, VERDICT_STYLES, describe
+from fitplan.units import gib
+
+MIN_SHARE = 0.001
+"""Terms below this share of the peak are told together."""
+
+_CHANGES = {
+    "batch_size": "batch size +{}",
+    "seq_len": "sequence length +{}",
+    "lora_r": "rank +{}",
+    "gradient_accumulation_steps": "accumulation steps +{}",
+}
+
+
+def print_explanation(found: Explanation, console: Console) -> None:
+    """Print the formula: one line a term, then how the peak moves."""
+    peak = found.peak_bytes
+    console.print(Text.assemble((found.model.name, "bold"), f"  {describe(found.setup)}"))
+    console.print(Text.assemble("peak ", (gib(peak), "bold"), f" allocated, in the {found.moment}, is the sum of"))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
+    table.add_column("GiB", justify="right")
+    table.add_column("what")
+    table.add_column("bytes", justify="right")
+    table.add_column("times")
+    table.add_column("largest part", style="dim", overflow="fold")
+    shown = [term for term in found.terms if term.bytes >= MIN_SHARE * peak]
+    for term in shown:
+        table.add_row(
+            f"{term.bytes / 2**30:.2f}",
+            CATEGORY_NAMES[term.category],
+            f"{term.coefficient:,}" if term.lengths else "",
+            _product(term) if term.lengths else "does not depend on the shape",
+            term.largest,
+        )
+    rest = peak - sum(term.bytes for term in shown)
+    table.add_row(f"{rest / 2**30:.2f}", f"{len(found.terms) - len(shown)} smaller terms, and rounding to 512 bytes")
+    console.print(table)
+    console.print()
+    console.print(
+        ", ".join(f"{name} = {LENGTHS[name]} = {value:,}" for name, value in found.values.items()), style="dim"
+    )
+    for change in found.changes:
+        console.print(f"{_CHANGES[change.name].format(f'{change.by:,}')} = {_signed(change.bytes)}")
+
+
+def _product(term: Term) -> str:
+    return " x ".join(term.lengths)
+
+
+def _signed(size: int) -> str:
+    """Bytes with their sign; small ones in MiB."""
+    if abs(size) < 2**30 // 10:
+        return f"{size / 2**20:+.2f} MiB"
+    return f"{size / 2**30:+.2f} GiB"
+
+
+def print_map(found: FitMap, console: Console) -> None:
+    """Print the map: a row for each sequence length, a column for each batch size, GiB allocated in the cells."""
+    console.print(Text.assemble((found.model.name, "bold"), f"  {describe(found.setup)}"))
+    console.print(f"GiB allocated at the peak, on {found.gpu.name} with {gib(found.gpu.usable_bytes)} usable")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("length", justify="right", style="bold")
+    for cell in found.cells[0]:
+        table.add_column(f"batch {cell.batch_size}", justify="right")
+    table.add_column("largest batch", justify="right", style="bold")
+    for row in found.cells:
+        length = row[0].seq_len
+        table.add_row(f"{length:,}", *map(_cell, row), str(found.largest_batch[length] or "none"))
+    longest = [f"{length:,}" if length else "none" for length in found.longest_seq.values()]
+    table.add_row()
+    table.add_row("longest", *longest, style="bold")
+    console.print(table)
+    console.print(
+        Text.assemble(
+            *[part for fit, (name, style) in VERDICT_STYLES.items() for part in ((_MARKS[fit], style), f" {name}  ")]
+        )
+    )
+
+
+_MARKS = dict(zip(VERDICT_STYLES, ("", "~", "!"), strict=True))
+
+
+def _cell(cell: Cell) -> Text:
+    """The peak; a sign tells the verdict where colours do not."""
+    if cell.peak_allocated_bytes is None or cell.verdict is None:
+        return Text("", style="dim")
+    style = VERDICT_STYLES[cell.verdict.fit][1].removeprefix("bold ")
+    return Text(f"{cell.peak_allocated_bytes / 2**30:.1f}{_MARKS[cell.verdict.fit]}", style=style)

@@ -1,0 +1,201 @@
+"""Where answers come from: shipped, the user's cache, a trace; and what becomes of damaged or contested files."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import FAMILIES
+
+import fitplan
+from fitplan import api, estimator
+from fitplan.footprint import store
+from fitplan.footprint.footprint import Footprint, piece_at_point
+from fitplan.footprint.recipe import shape_of
+from fitplan.memory import MemoryEstimate, MemoryMoment
+from fitplan.models.resolve import ModelConfig, resolve_model
+from fitplan.plan import CheckReport
+from fitplan.setup import TrainingSetup
+from fitplan.trace.events import Category
+from fitplan.tracer import installed_versions
+
+A100 = (8, 0)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(store, "cache_folder", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    path = tmp_path / "tiny" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(FAMILIES["llama"]))
+    return str(path)
+
+
+def _document(model: str, **settings: Any) -> Any:
+    document = api.check(model, gpu="a100-40gb", **settings).to_dict()
+    return document["provenance"]["source"], document["plans"]
+
+
+def test_the_second_answer_is_the_first_from_the_cache(tiny: str) -> None:
+    settings = {"method": "lora", "seq_len": 32, "gradient_accumulation_steps": 3}
+    source, plans = _document(tiny, **settings)
+    again, same = _document(tiny, **settings)
+    assert (source, again) == ("trace", "cache")
+    for plan in (*plans, *same):
+        del plan["source"]
+    assert same == plans
+    assert _document(tiny, **settings, trace=True)[0] == "trace"
+    assert _document(tiny, **(settings | {"seq_len": 33}))[0] == "trace"
+    assert _document(tiny, **(settings | {"lora_r": 17}))[0] == "trace"
+    assert _document(tiny, **(settings | {"optim": "sgd"}))[0] == "trace"
+    assert _document(tiny, **(settings | {"lora_alpha": 99}))[0] == "cache"
+
+
+def test_ranks_share_a_file_and_keep_their_own_parameters(tiny: str, own_cache: Path) -> None:
+    counts = {}
+    for _ in range(2):
+        for rank in (4, 8):
+            plan = _document(tiny, method="lora", seq_len=32, lora_r=rank)[1][0]
+            counts.setdefault(rank, set()).add(plan["trainable_parameters"])
+    assert len(list(own_cache.iterdir())) == 1
+    assert all(len(found) == 1 for found in counts.values())
+    assert counts[8] == {2 * n for n in counts[4]}
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b'{"pieces": 3}', b"[]", b"\xff\xfe", b'{"pieces": [], "attention": "sdpa"}']
+)
+def test_a_damaged_entry_is_replaced(tiny: str, own_cache: Path, damage: bytes) -> None:
+    _document(tiny, method="full", seq_len=32)
+    (entry,) = own_cache.iterdir()
+    entry.write_bytes(damage)
+    assert _document(tiny, method="full", seq_len=32)[0] == "trace"
+    assert _document(tiny, method="full", seq_len=32)[0] == "cache"
+
+
+def _point(size: int, seq_len: int) -> tuple[TrainingSetup, Footprint]:
+    setup = TrainingSetup(method="full", seq_len=seq_len)
+    moment = MemoryMoment("forward", dict.fromkeys(Category, 0) | {Category.BASE_WEIGHTS: size})
+    piece = piece_at_point(MemoryEstimate(moment, (moment,), 0), (), shape_of(setup), A100)
+    return setup, Footprint((piece,), "sdpa", "causal-lm", installed_versions())
+
+
+def test_writers_at_the_same_time_leave_a_whole_file(own_cache: Path) -> None:
+    model = ModelConfig("tiny", "file", FAMILIES["llama"])
+    points = [_point(512 * n, n) for n in range(1, 30)]
+    threads = [threading.Thread(target=store.keep, args=(model, setup, A100, found)) for setup, found in points]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (entry,) = own_cache.iterdir()
+    json.loads(entry.read_text())
+    store.keep(model, *(points[0][0], A100, points[0][1]))
+    found = store.find_cached(model, points[0][0], A100, installed_versions())
+    assert found is not None
+    assert found.footprint.pieces[0] == points[0][1].pieces[0]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    monkeypatch.setattr(store, "cache_folder", lambda: blocked)
+    assert _document(tiny, method="full", seq_len=32)[0] == "trace"
+
+
+def test_an_interrupted_write_leaves_nothing(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store.json, "dump", interrupted)
+    setup, found = _point(512, 8)
+    with pytest.raises(KeyboardInterrupt):
+        store.keep(ModelConfig("tiny", "file", FAMILIES["llama"]), setup, A100, found)
+    assert list(own_cache.iterdir()) == []
+
+
+# --- shipped ----------------------------------------------------------------------------------------------------------
+
+
+def test_shipped_and_traced_are_the_same_bytes() -> None:
+    settings: dict[str, Any] = {"method": "qlora", "seq_len": 1000, "batch_size": 3, "gpu": "H100"}
+    shipped, traced = (fitplan.check("llama-3.2-1b", **settings, trace=fresh).to_dict() for fresh in (False, True))
+    assert shipped["provenance"].pop("source") == "shipped"
+    assert traced["provenance"].pop("source") == "trace"
+    for document in (shipped, traced):
+        del document["plans"][0]["source"], document["warnings"], document["provenance"]["versions"]
+    assert shipped == traced
+
+
+@pytest.mark.parametrize(
+    ("settings", "ships"),
+    [
+        ({}, True),
+        ({"attn": "sdpa", "task": "causal-lm"}, True),
+        ({"attn": "flash_attention_2"}, True),
+        ({"quant": "fp4", "lora_alpha": 5, "lora_r": 33, "batch_size": 7, "gradient_accumulation_steps": 9}, True),
+        ({"lora_dropout": 0.3}, True),
+        ({"optim": "paged_adamw_8bit"}, True),
+        ({"optim": "paged_adamw_8bit", "lora_r": 33}, False),
+        ({"attn": "eager"}, False),
+        ({"padding": "longest"}, False),
+        ({"target_modules": ("q_proj",)}, False),
+        ({"lora_r": 1}, False),
+        ({"quant": "int8"}, False),
+    ],
+)
+def test_what_ships(settings: dict[str, Any], ships: bool) -> None:
+    setup = TrainingSetup(method="qlora", **settings)
+    stored = store.find_shipped(resolve_model("llama-3.2-1b"), setup, A100)
+    assert (stored is not None and stored.piece(shape_of(setup)) is not None) is ships
+    assert store.find_shipped(resolve_model("llama-3.2-1b"), setup, (7, 5)) is None
+
+
+def test_other_versions_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = installed_versions() | {"transformers": "9.9.9"}
+    monkeypatch.setattr(api, "installed_versions", lambda: installed)
+    monkeypatch.setattr(estimator, "installed_versions", lambda: installed)
+    report: CheckReport = api.check("llama-3.2-1b", method="lora")
+    (warning,) = report.warnings
+    assert "transformers" in warning and "9.9.9" in warning and "--trace" in warning  # noqa: PT018
+    assert report.to_dict()["warnings"] == [warning]
+
+
+def test_installed_versions_are_those_of_importlib() -> None:
+    from importlib.metadata import version
+
+    assert installed_versions() == {library: version(library) for library in installed_versions()}
+    assert set(installed_versions()) >= {"torch", "transformers", "peft", "accelerate", "bitsandbytes"}
+
+
+HEAVY = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "textual")
+
+
+@pytest.mark.parametrize(
+    "command", ["check llama-3.2-1b --gpu H100", "map llama-3.2-1b --gpu H100", "explain llama-3.2-1b"]
+)
+def test_the_shipped_path_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
+    program = (
+        "import sys; from fitplan.cli.main import main; code = main(sys.argv[1].split());"
+        f"print([name for name in {HEAVY} if name in sys.modules], code, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, command],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+    )
+    assert done.stderr.strip().endswith("[] 0")
+    assert "GiB" in done.stdout
