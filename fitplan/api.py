@@ -3,7 +3,7 @@
 from typing import Any
 
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device
-from fitplan.errors import InputError, ModelNotSupported, SetupConflict
+from fitplan.errors import DeviceNotFound, InputError, ModelNotSupported, SetupConflict
 from fitplan.estimator import answer, footprint_of
 from fitplan.explain import Explanation, explain_peak
 from fitplan.fitmap import FitMap, draw_map
@@ -31,7 +31,7 @@ def check(
 
     Args:
         model: alias, hub id, folder, ``config.json`` or ``PretrainedConfig``.
-        gpu: a GPU's name, or a :class:`Device`.
+        gpu: a GPU's name; ``"auto"``, an index or a UUID for one of this machine; or a :class:`Device`.
         vram: an amount of memory instead of a known GPU: ``"24GiB"`` or bytes.
         method: one of ``full``, ``lora``, ``qlora``; all three if left out.
         trace: trace the step even where its footprint is known.
@@ -124,13 +124,23 @@ def device_named(gpu: str | Device | None, vram: str | int | None) -> Device | N
 
     Raises:
         InputError: both are given, or one makes no sense.
+        NoUsableGpu: ``gpu`` means a GPU of this machine, and there is none that can be used.
 
     """
     if gpu is not None and vram is not None:
         raise SetupConflict("gpu", "vram", "gpu and vram both name a device; drop one of them")
     if vram is not None:
         return device_of_size(vram if isinstance(vram, int) else parse_size(vram))
-    return gpu if isinstance(gpu, Device) or gpu is None else find_device(gpu)
+    if gpu is None or isinstance(gpu, Device):
+        return gpu
+    try:
+        return find_device(gpu)
+    except DeviceNotFound:
+        from fitplan.devices.detect import choose, detect, means_this_machine, to_device
+
+        if not means_this_machine(gpu):
+            raise
+    return to_device(choose(detect(), gpu))
 
 
 def _with_length(model: ModelConfig, settings: dict[str, Any]) -> dict[str, Any]:

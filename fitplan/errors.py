@@ -6,6 +6,7 @@
     │   ├── ModelNotSupported  the model is there, but cannot be built without running foreign code
     │   ├── SetupConflict      two settings contradict each other
     │   └── DeviceNotFound     no GPU under that name
+    │       └── NoUsableGpu    this machine has no such GPU, or it cannot be used (exit code 3)
     └── MissingDependency      the answer needs a package that is not installed (exit code 2)
 
 "Does not fit" is an answer, not an error. The messages name fields, never command line flags.
@@ -39,6 +40,10 @@ class SetupConflict(InputError):
 
 class DeviceNotFound(InputError):
     """No GPU is known under that name."""
+
+
+class NoUsableGpu(DeviceNotFound):
+    """A GPU of this machine was asked for that is not there, or cannot be used."""
 
 
 class MissingDependency(FitplanError):

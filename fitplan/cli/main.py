@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from fitplan.errors import FitplanError
+from fitplan.errors import FitplanError, NoUsableGpu
 from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Optim, Padding, Quant, Task
 
-EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_NO_GPU, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = run(**options)
         sys.stdout.flush()
         return code
+    except NoUsableGpu as error:
+        _complain(str(error))
+        return EXIT_NO_GPU
     except FitplanError as error:
         _complain(str(error))
         return EXIT_BAD_INPUT
@@ -71,7 +74,7 @@ examples:
   fitplan check ./my-model --method lora --lora-r 64 --target-modules q_proj,v_proj --vram 24GiB
   fitplan check Qwen/Qwen2.5-7B --method full --optim adamw_8bit --json > plan.json
 
-exit codes: 0 fits or tight, 1 does not fit, 2 bad input
+exit codes: 0 fits or tight, 1 does not fit, 2 bad input, 3 no usable GPU here
 """
 
 
@@ -99,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document instead of a table")
     check.add_argument("--trace", action="store_true", help="trace the step even where its footprint is known")
     _add_settings(check)
+    _add_gpus(commands)
     _add_models(commands)
     _add_explain(commands)
     _add_map(commands)
@@ -114,6 +118,19 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("models", metavar="MODEL", nargs="+", help="a shipped model, or all")
     profile.add_argument("--out", metavar="FOLDER", required=True, help="where MODEL/footprints.json.xz is written")
     return parser
+
+
+def _add_gpus(commands: Any) -> None:
+    gpus = commands.add_parser(
+        "gpus",
+        allow_abbrev=False,
+        help="the GPUs of this machine, and those that are known by name",
+        description="The GPUs of this machine with what is free on each, and the GPUs that are known by name.",
+        epilog="examples:\n  fitplan gpus\n  fitplan gpus --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    gpus.set_defaults(run=_gpus)
+    gpus.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document instead of a table")
 
 
 def _add_models(commands: Any) -> None:
@@ -170,7 +187,9 @@ def _add_map(commands: Any) -> None:
 
 def _add_gpu(parser: argparse.ArgumentParser) -> None:
     device = parser.add_mutually_exclusive_group()
-    device.add_argument("--gpu", metavar="NAME", help="the GPU: h100, a100-40gb, 4090, ...")
+    device.add_argument(
+        "--gpu", metavar="NAME", help="the GPU: h100, 4090, ..., or one of this machine: auto, 0, GPU-..."
+    )
     device.add_argument("--vram", metavar="SIZE", help="an amount of memory instead of a known GPU: 24GiB")
 
 
@@ -236,6 +255,21 @@ def _check(
         print_check(report, Console(highlight=False))
     verdicts = [plan.verdict.fit for plan in report.plans if plan.verdict is not None]
     return EXIT_DOES_NOT_FIT if verdicts and all(fit is Fit.DOES_NOT_FIT for fit in verdicts) else EXIT_FITS
+
+
+def _gpus(as_json: bool) -> int:
+    from fitplan.devices.detect import detect
+    from fitplan.devices.device import known_devices
+    from fitplan.report.gpus import gpus_document, print_gpus
+
+    machine = detect()
+    if as_json:
+        print(json.dumps(gpus_document(machine, known_devices()), indent=1))
+        return EXIT_FITS
+    from rich.console import Console
+
+    print_gpus(machine, known_devices(), Console(highlight=False))
+    return EXIT_FITS
 
 
 def _models(search: str, as_json: bool) -> int:

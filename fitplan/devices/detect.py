@@ -21,7 +21,7 @@ from fitplan.devices.nvml import (
     read_memory,
     read_processes,
 )
-from fitplan.errors import DeviceNotFound
+from fitplan.errors import DeviceNotFound, NoUsableGpu
 
 AUTO = "auto"
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
@@ -288,11 +288,11 @@ def to_device(gpu: Target) -> Device:
     """A GPU of this machine as a device to judge against: usable is what is free now.
 
     Raises:
-        DeviceNotFound: the GPU cannot be used.
+        NoUsableGpu: the GPU cannot be used.
 
     """
     if gpu.problem is not None:
-        raise DeviceNotFound(gpu.problem)
+        raise NoUsableGpu(gpu.problem)
     assert gpu.memory is not None, "what can be used tells its memory"
     where = f"GPU {gpu.gpu_index} MIG slice {gpu.index}" if isinstance(gpu, MigSlice) else f"GPU {gpu.index}"
     return Device(
@@ -333,17 +333,17 @@ def choose(machine: Machine, which: str = AUTO, environment: Mapping[str, str] =
     Enumeration"): to run on the slice chosen, put its UUID into ``CUDA_VISIBLE_DEVICES``.
 
     Raises:
-        DeviceNotFound: there is none, or it cannot be used.
+        NoUsableGpu: there is none, or it cannot be used.
 
     """
     if machine.problem is not None:
-        raise DeviceNotFound(machine.problem)
+        raise NoUsableGpu(machine.problem)
     which = which.strip()
     if which.lower() == AUTO:
         return _freest(machine, environment)
     found = _at(machine, which) if _PLACE.fullmatch(which) else _with_uuid(machine, which)
     if found.problem is not None:
-        raise DeviceNotFound(found.problem)
+        raise NoUsableGpu(found.problem)
     return found
 
 
@@ -351,12 +351,12 @@ def _freest(machine: Machine, environment: Mapping[str, str]) -> Target:
     usable = [one for one in _targets(machine.gpus) if one.problem is None]
     if not usable:
         problems = [one.problem for one in _targets(machine.gpus) if one.problem]
-        raise DeviceNotFound("no GPU of this machine can be used: " + "; ".join(problems))
+        raise NoUsableGpu("no GPU of this machine can be used: " + "; ".join(problems))
     visible = {one.place for one in _visible(machine, environment)}
     shown = [one for one in usable if one.place in visible]
     if not shown:
         setting = environment.get(VISIBLE)
-        raise DeviceNotFound(f"{VISIBLE}={setting!r} shows no GPU that can be used; unset it, or name a GPU")
+        raise NoUsableGpu(f"{VISIBLE}={setting!r} shows no GPU that can be used; unset it, or name a GPU")
     return max(shown, key=lambda one: one.memory.free_bytes if one.memory else 0)
 
 
@@ -391,7 +391,7 @@ def _check_order(machine: Machine, indices: set[str], environment: Mapping[str, 
     models = {gpu.name for gpu in machine.gpus if gpu.name}
     ordered = len(models) < 2 or environment.get(ORDER) == "PCI_BUS_ID"
     if indices and not ordered and indices != {gpu.place for gpu in machine.gpus}:
-        raise DeviceNotFound(
+        raise NoUsableGpu(
             f"{VISIBLE}={environment[VISIBLE]!r} counts in CUDA's order, which among different GPUs is not the "
             f"driver's; set {ORDER}=PCI_BUS_ID, or name a GPU"
         )
@@ -410,15 +410,15 @@ def _at(machine: Machine, place: str) -> Target:
     gpu = next((gpu for gpu in machine.gpus if gpu.index == int(index)), None)
     if gpu is None:
         have = ", ".join(gpu.place for gpu in machine.gpus)
-        raise DeviceNotFound(f"this machine has no GPU {int(index)}; it has {have}")
+        raise NoUsableGpu(f"this machine has no GPU {int(index)}; it has {have}")
     if not part:
         return gpu
     if not gpu.mig:
-        raise DeviceNotFound(gpu.problem or f"GPU {gpu.index} has no MIG slices; name it as {gpu.index}")
+        raise NoUsableGpu(gpu.problem or f"GPU {gpu.index} has no MIG slices; name it as {gpu.index}")
     found = next((one for one in gpu.mig if one.index == int(part)), None)
     if found is None:
         have = ", ".join(one.place for one in gpu.mig)
-        raise DeviceNotFound(f"GPU {gpu.index} has no MIG slice {int(part)}; it has {have}")
+        raise NoUsableGpu(f"GPU {gpu.index} has no MIG slice {int(part)}; it has {have}")
     return found
 
 
@@ -427,7 +427,7 @@ def _with_uuid(machine: Machine, uuid: str) -> Target:
         case [one]:
             return one
         case []:
-            raise DeviceNotFound(f"no GPU of this machine is named {uuid!r}; give an index, a UUID or auto")
+            raise NoUsableGpu(f"no GPU of this machine is named {uuid!r}; give an index, a UUID or auto")
         case several:
             places = ", ".join(one.place for one in several)
-            raise DeviceNotFound(f"{uuid!r} begins the UUIDs of several GPUs ({places}); give more of it")
+            raise NoUsableGpu(f"{uuid!r} begins the UUIDs of several GPUs ({places}); give more of it")
