@@ -4,8 +4,8 @@ PYTHON ?= python3
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: .venv/demo ## install, and answer the first question
-	.venv/bin/fitplan check llama-70b --gpu H100
+demo: .venv-light/demo ## install, and answer the first question
+	.venv-light/bin/fitplan check llama-70b --gpu H100
 
 test: .venv/dev ## install, and run the tests
 	.venv/bin/pytest -n auto
@@ -13,20 +13,30 @@ test: .venv/dev ## install, and run the tests
 test-oldest: .venv-oldest/dev ## run the proof with the oldest supported transformers
 	.venv-oldest/bin/pytest -n auto tests/test_proof.py tests/test_rules.py -k "llama or mistral or gpt2 or t5 or rules"
 
+test-wheel: .venv/dev ## build the wheel, and answer from it without torch
+	rm -rf build/wheel build/light
+	.venv/bin/python -m build --wheel --outdir build/wheel . > /dev/null
+	$(PYTHON) -m venv build/light
+	build/light/bin/pip install -q build/wheel/*.whl
+	.venv/bin/pytest -q tests/test_wheel.py --installed build/light --wheel build/wheel
+
+footprints: .venv/dev ## trace all shipped models anew; takes hours
+	.venv/bin/fitplan profile all --out profiles/models
+
 lint: .venv/dev ## formatting, style, types, direction of the imports
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-check: lint test test-oldest ## everything that must hold before a commit
+check: lint test test-oldest test-wheel ## everything that must hold before a commit
 
 clean: ## remove the environments
-	rm -rf .venv .venv-oldest
+	rm -rf .venv .venv-light .venv-oldest build
 
-.venv/demo: pyproject.toml constraints/newest.txt
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install -q -c constraints/newest.txt -e '.[torch]'
+.venv-light/demo: pyproject.toml constraints/newest.txt
+	$(PYTHON) -m venv .venv-light
+	.venv-light/bin/pip install -q -c constraints/newest.txt .
 	touch $@
 
 .venv/dev: pyproject.toml constraints/newest.txt
@@ -39,4 +49,4 @@ clean: ## remove the environments
 	.venv-oldest/bin/pip install -q -c constraints/oldest.txt -e '.[torch]' pytest pytest-xdist
 	touch $@
 
-.PHONY: help demo test test-oldest lint check clean
+.PHONY: help demo test test-oldest test-wheel footprints lint check clean

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fitplan.api import check as check
     from fitplan.api import estimate as estimate
+    from fitplan.api import explain as explain
+    from fitplan.api import fit_map as fit_map
     from fitplan.audit import ParameterGroup as ParameterGroup
     from fitplan.devices.device import Device as Device
     from fitplan.errors import FitplanError as FitplanError
     from fitplan.errors import InputError as InputError
     from fitplan.errors import MissingDependency as MissingDependency
+    from fitplan.explanation import Explanation as Explanation
+    from fitplan.fitmap import FitMap as FitMap
     from fitplan.memory import MemoryEstimate as MemoryEstimate
     from fitplan.memory import MemoryMoment as MemoryMoment
     from fitplan.models.resolve import ModelConfig as ModelConfig
@@ -28,7 +32,9 @@ _HOMES = {
     "Category": "fitplan.trace.events",
     "CheckReport": "fitplan.plan",
     "Device": "fitplan.devices.device",
+    "Explanation": "fitplan.explanation",
     "Fit": "fitplan.verdict",
+    "FitMap": "fitplan.fitmap",
     "FitplanError": "fitplan.errors",
     "InputError": "fitplan.errors",
     "MemoryEstimate": "fitplan.memory",
@@ -41,6 +47,8 @@ _HOMES = {
     "Verdict": "fitplan.verdict",
     "check": "fitplan.api",
     "estimate": "fitplan.api",
+    "explain": "fitplan.api",
+    "fit_map": "fitplan.api",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore

@@ -5,7 +5,7 @@ from typing import Any
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device
 from fitplan.errors import DeviceNotFound, InputError, ModelNotSupported, SetupConflict
 from fitplan.estimator import answer, footprint_of
-from fitplan.explain import Explanation, explain_peak
+from fitplan.explanation import Explanation, explain_peak
 from fitplan.fitmap import FitMap, draw_map
 from fitplan.footprint.recipe import shape_of
 from fitplan.memory import MemoryEstimate

@@ -38,7 +38,7 @@ def test_the_document_has_the_agreed_shape(document: Any) -> None:
     assert set(plan["estimate"]) >= {
         "peak_allocated_bytes", "peak_reserved_bytes", "device_bytes", "peak_moment", "breakdown", "moments",
     }  # fmt: skip
-    assert document["provenance"]["source"] == "trace"
+    assert document["provenance"]["source"] == "shipped"
     assert set(document["provenance"]["versions"]) == {"torch", "transformers", "accelerate", "peft", "bitsandbytes"}
 
 

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fitplan.explain import Explanation, Term
+from fitplan.explanation import Explanation, Term
 from fitplan.fitmap import Cell, FitMap
 from fitplan.footprint.size import LENGTHS
 from fitplan.report.terminal import CATEGORY_NAMES, VERDICT_STYLES, describe
