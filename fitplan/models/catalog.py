@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from fitplan.errors import ModelNotFound
 from fitplan.resources import read_json
 
 
@@ -47,3 +48,17 @@ def catalog() -> tuple[CatalogEntry, ...]:
 def spellings() -> dict[str, CatalogEntry]:
     """Every name, alias and hub id, in lower case."""
     return {spelling.lower(): entry for entry in catalog() for spelling in (*entry.aliases, *entry.hub_ids, entry.name)}
+
+
+def find_entries(text: str) -> tuple[CatalogEntry, ...]:
+    """The shipped models with ``text`` in a name, alias or hub id, whatever its case.
+
+    Raises:
+        ModelNotFound: there is none.
+
+    """
+    wanted = text.lower()
+    found = tuple(e for e in catalog() if any(wanted in s.lower() for s in (e.name, *e.aliases, *e.hub_ids)))
+    if not found:
+        raise ModelNotFound(f"no shipped model is named like {text!r}; fitplan models lists them all")
+    return found

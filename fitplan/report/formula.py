@@ -7,7 +7,7 @@ from rich.text import Text
 from fitplan.explanation import Explanation, Term
 from fitplan.fitmap import Cell, FitMap
 from fitplan.footprint.size import LENGTHS
-from fitplan.report.terminal import CATEGORY_NAMES, VERDICT_STYLES, describe
+from fitplan.report.terminal import CATEGORY_NAMES, VERDICT_STYLES, describe, describe_recipe
 from fitplan.units import gib
 
 MIN_SHARE = 0.001
@@ -24,32 +24,39 @@ _CHANGES = {
 def print_explanation(found: Explanation, console: Console) -> None:
     """Print the formula: one line a term, then how the peak moves."""
     peak = found.peak_bytes
-    console.print(Text.assemble((found.model.name, "bold"), f"  {describe(found.setup)}"))
+    console.print(Text.assemble((found.model.name, "bold"), f"  {found.setup.method}, {describe(found.setup)}"))
     console.print(Text.assemble("peak ", (gib(peak), "bold"), f" allocated, in the {found.moment}, is the sum of"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
     table.add_column("GiB", justify="right")
     table.add_column("what")
     table.add_column("bytes", justify="right")
     table.add_column("times")
-    table.add_column("largest part", style="dim", overflow="fold")
+    table.add_column("largest part", style="dim", no_wrap=True)
     shown = [term for term in found.terms if term.bytes >= MIN_SHARE * peak]
     for term in shown:
         table.add_row(
             f"{term.bytes / 2**30:.2f}",
             CATEGORY_NAMES[term.category],
             f"{term.coefficient:,}" if term.lengths else "",
-            _product(term) if term.lengths else "does not depend on the shape",
-            term.largest,
+            _product(term) if term.lengths else "whatever the shape",
+            _short(term.largest),
         )
     rest = peak - sum(term.bytes for term in shown)
     table.add_row(f"{rest / 2**30:.2f}", f"{len(found.terms) - len(shown)} smaller terms, and rounding to 512 bytes")
     console.print(table)
     console.print()
-    console.print(
-        ", ".join(f"{name} = {LENGTHS[name]} = {value:,}" for name, value in found.values.items()), style="dim"
-    )
+    used = [name for name in found.values if any(name in term.lengths for term in shown)]
+    if used:
+        console.print(", ".join(f"{name} = {LENGTHS[name]} = {found.values[name]:,}" for name in used), style="dim")
     for change in found.changes:
         console.print(f"{_CHANGES[change.name].format(f'{change.by:,}')} = {_signed(change.bytes)}")
+
+
+def _short(what: str) -> str:
+    """The last names of the module, and the operator without its overload."""
+    owner, _, op = what.partition(": ")
+    names = [name for name in owner.split(".") if name not in ("*", "default", "weight")]
+    return f"{'.'.join(names[-2:])}: {op.partition('.')[0]}" if what else ""
 
 
 def _product(term: Term) -> str:
@@ -65,7 +72,7 @@ def _signed(size: int) -> str:
 
 def print_map(found: FitMap, console: Console) -> None:
     """Print the map: a row for each sequence length, a column for each batch size, GiB allocated in the cells."""
-    console.print(Text.assemble((found.model.name, "bold"), f"  {describe(found.setup)}"))
+    console.print(Text.assemble((found.model.name, "bold"), f"  {found.setup.method}, {describe_recipe(found.setup)}"))
     console.print(f"GiB allocated at the peak, on {found.gpu.name} with {gib(found.gpu.usable_bytes)} usable")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("length", justify="right", style="bold")

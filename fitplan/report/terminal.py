@@ -94,7 +94,12 @@ _METHOD_NAMES = {Method.FULL: "full", Method.LORA: "LoRA", Method.QLORA: "QLoRA"
 
 def describe(setup: TrainingSetup) -> str:
     """The setup in one line."""
-    words = [f"batch {setup.batch_size} x {setup.seq_len} tokens"]
+    return f"batch {setup.batch_size} x {setup.seq_len} tokens, {describe_recipe(setup)}"
+
+
+def describe_recipe(setup: TrainingSetup) -> str:
+    """The setup without batch size and sequence length."""
+    words = []
     if setup.gradient_accumulation_steps > 1:
         words.append(f"accumulated {setup.gradient_accumulation_steps} times")
     if setup.method is not Method.FULL:

@@ -1,0 +1,195 @@
+"""What can be typed: the commands and their flags."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from fitplan.cli import commands
+from fitplan.cli.console import EXIT_BAD_INPUT, EXIT_FITS, complain
+from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Optim, Padding, Quant, Task
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        complain(f"{message}; see {self.prog} --help")
+        raise SystemExit(EXIT_BAD_INPUT)
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"fitplan {version('fitplan')}")
+        parser.exit(EXIT_FITS)
+
+
+_EXAMPLES = """\
+examples:
+  fitplan check llama-70b --gpu H100                        all three methods, one under the other
+  fitplan check mistral-7b --method qlora --gpu 4090 --seq-len 4096 --batch-size 2
+  fitplan check ./my-model --method lora --lora-r 64 --target-modules q_proj,v_proj --vram 24GiB
+  fitplan check Qwen/Qwen2.5-7B --method full --optim adamw_8bit --json > plan.json
+
+exit codes: 0 fits or tight, 1 does not fit, 2 bad input, 3 no usable GPU here
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser; each command's function is in ``run``."""
+    parser = _Parser(
+        prog="fitplan",
+        allow_abbrev=False,
+        description="Will this fine-tune fit on this GPU, and where does the memory go?",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, dest=argparse.SUPPRESS, help="show the version")
+    add = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser).add_parser
+    _add_check(add)
+    _add_explain(add)
+    _add_map(add)
+    _add_gpus(add)
+    _add_models(add)
+    _add_profile(add)
+    return parser
+
+
+Add = Callable[..., argparse.ArgumentParser]
+
+
+def _command(add: Add, name: str, run: Callable[..., int], what: str, epilog: str) -> argparse.ArgumentParser:
+    parser = add(
+        name,
+        allow_abbrev=False,  # else a mistyped flag is taken for the flag that it begins
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_check(add: Add) -> None:
+    check = _command(
+        add, "check", commands.check, "predict the memory of a fine-tune and judge it against a GPU", _EXAMPLES
+    )
+    _add_job(check)
+    check.add_argument("--trace", action="store_true", help="trace the step even where its footprint is known")
+    _add_settings(check)
+
+
+def _add_explain(add: Add) -> None:
+    explain = _command(
+        add,
+        "explain",
+        commands.explain,
+        "the formula of the peak, term by term, and how it moves with the job's shape",
+        "example:\n  fitplan explain llama-8b --method qlora --seq-len 4096",
+    )
+    _add_job(explain)
+    _add_settings(explain, method="qlora")
+
+
+def _add_map(add: Add) -> None:
+    fit_map = _command(
+        add,
+        "map",
+        commands.fit_map,
+        "the largest batch for each length, and the longest sequence for each batch",
+        "example:\n  fitplan map llama-8b --method lora --gpu 4090",
+    )
+    _add_job(fit_map)
+    _add_settings(fit_map, method="qlora")
+
+
+def _add_gpus(add: Add) -> None:
+    gpus = _command(
+        add,
+        "gpus",
+        commands.gpus,
+        "the GPUs of this machine with what is free on each, and those that are known by name",
+        "examples:\n  fitplan gpus\n  fitplan gpus --json",
+    )
+    _add_json(gpus)
+
+
+def _add_models(add: Add) -> None:
+    models = _command(
+        add,
+        "models",
+        commands.models,
+        "the models that fitplan ships with, and the setups it can answer for without torch",
+        "examples:\n  fitplan models\n  fitplan models qwen3\n  fitplan models llama --json",
+    )
+    models.add_argument("search", metavar="TEXT", nargs="?", default="", help="part of a name, alias or hub id")
+    _add_json(models)
+
+
+def _add_profile(add: Add) -> None:
+    profile = _command(
+        add,
+        "profile",
+        commands.profile,
+        "trace the common setups of shipped models and write the footprints that ship; minutes a model",
+        "example:\n  fitplan profile llama-3.1-8b gpt2 --out profiles/models",
+    )
+    profile.add_argument("models", metavar="MODEL", nargs="+", help="a shipped model, or all")
+    profile.add_argument("--out", metavar="FOLDER", required=True, help="where MODEL/footprints.json.xz is written")
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="an alias (llama-70b), a hub id, a folder or a config.json")
+    device = parser.add_mutually_exclusive_group()
+    device.add_argument(
+        "--gpu", metavar="NAME", help="the GPU: h100, 4090, ..., or one of this machine: auto, 0, GPU-..."
+    )
+    device.add_argument("--vram", metavar="SIZE", help="an amount of memory instead of a known GPU: 24GiB")
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", dest="as_json", help="print one JSON document instead of a table"
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser, method: str = "") -> None:
+    """One flag for each field of :class:`TrainingSetup`; left out, it takes the setup's own default."""
+    job = parser.add_argument_group("the job")
+    job.add_argument("--method", **_choice(Method), help=f"default {method}" if method else "all three if left out")
+    job.add_argument("--task", **_choice(Task), help="the one that the model's config names if left out")
+    job.add_argument("--num-labels", type=int, metavar="N", help="classes of a sequence classifier")
+    job.add_argument("--batch-size", type=int, metavar="N", help="rows in a micro-batch (default 1)")
+    job.add_argument("--seq-len", type=int, metavar="N", help="tokens in a row (default 2048, or what the model can)")
+    job.add_argument("--gradient-accumulation-steps", type=int, metavar="N", help="micro-batches in a step (default 1)")
+    job.add_argument("--padding", **_choice(Padding), help="how rows reach one length (default none: all are full)")
+    lora = parser.add_argument_group("LoRA and QLoRA")
+    lora.add_argument("--lora-r", type=int, metavar="R", help="rank (default 16)")
+    lora.add_argument("--lora-alpha", type=int, metavar="N", help="scaling (default 32)")
+    lora.add_argument("--lora-dropout", type=float, metavar="P", help="dropout (default 0)")
+    lora.add_argument(
+        "--target-modules", metavar="NAMES", type=_modules, help=f"module names with commas (default {ALL_LINEAR})"
+    )
+    lora.add_argument("--quant", **_choice(Quant), help="format of the frozen weights (default nf4)")
+    lora.add_argument("--double-quant", **_switch, help="quantise the scales again (default on)")
+    lora.add_argument("--compute-dtype", **_choice(Dtype), help="type of 4-bit products (default: --dtype)")
+    lora.add_argument("--kbit-prepare", **_switch, help="call prepare_model_for_kbit_training (default on)")
+    how = parser.add_argument_group("how it is trained")
+    how.add_argument("--dtype", **_choice(Dtype), help="type the weights are loaded in (default bfloat16)")
+    how.add_argument("--mixed-precision", **_choice(MixedPrecision), help="autocast (default bf16; fp16 with float16)")
+    how.add_argument("--gradient-checkpointing", **_switch, help="recompute activations in backward (default on)")
+    how.add_argument("--attn", **_choice(Attention), help="attention implementation (default sdpa)")
+    how.add_argument("--optim", **_choice(Optim), help="optimizer (default adamw_torch_fused)")
+
+
+_switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": None}
+
+
+def _choice(kind: Any) -> dict[str, Any]:
+    return {"metavar": "{" + ",".join(kind) + "}"}
+
+
+def _modules(text: str) -> str | tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return names[0] if names == (ALL_LINEAR,) else names
