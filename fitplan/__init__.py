@@ -7,6 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fitplan.advice import AdviceReport as AdviceReport
+    from fitplan.api import advise as advise
     from fitplan.api import check as check
     from fitplan.api import estimate as estimate
     from fitplan.api import explain as explain
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from fitplan.verdict import Verdict as Verdict
 
 _HOMES = {
+    "AdviceReport": "fitplan.advice",
     "Category": "fitplan.trace.events",
     "CheckReport": "fitplan.plan",
     "Device": "fitplan.devices.device",
@@ -45,6 +48,7 @@ _HOMES = {
     "Plan": "fitplan.plan",
     "TrainingSetup": "fitplan.setup",
     "Verdict": "fitplan.verdict",
+    "advise": "fitplan.api",
     "check": "fitplan.api",
     "estimate": "fitplan.api",
     "explain": "fitplan.api",

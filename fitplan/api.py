@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device
+from fitplan.advice import AdviceReport, Advisor, advise_on
+from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError, ModelNotSupported, SetupConflict
-from fitplan.estimator import answer, footprint_of
+from fitplan.estimator import SHIPPED, answer, footprint_of, known_estimate
 from fitplan.explanation import Explanation, explain_peak
 from fitplan.fitmap import FitMap, draw_map
 from fitplan.footprint.recipe import shape_of
@@ -14,7 +15,7 @@ from fitplan.plan import CheckReport, Plan
 from fitplan.setup import DEFAULT_SEQ_LEN, Method, TrainingSetup, settings_for
 from fitplan.tracer import Progress, installed_versions
 from fitplan.units import parse_size
-from fitplan.verdict import judge
+from fitplan.verdict import Fit, judge
 
 
 def check(
@@ -46,7 +47,8 @@ def check(
     device = device_named(gpu, vram)
     config = resolve_model(model)
     setups = _setups(method, _with_length(config, settings))
-    plans = tuple(_plan(config, setup, device, trace, progress) for setup in setups)
+    fixed = frozenset(settings) | {"method"}
+    plans = tuple(_plan(config, setup, device, trace, fixed, progress) for setup in setups)
     return CheckReport(config, device, plans, installed_versions())
 
 
@@ -119,6 +121,46 @@ def fit_map(
     return draw_map(config, stored.resolved(setup), shape_of(setup), stored, device)
 
 
+MOST_TRACED = 16
+"""Setups that are traced for one piece of advice on a model whose footprints are not known."""
+
+
+def advise(
+    model: Any,
+    *,
+    gpu: str | Device | None = None,
+    vram: str | int | None = None,
+    progress: Progress = lambda _: None,
+    **settings: Any,
+) -> AdviceReport:
+    """What to change so that a fine-tune fits a device, or makes better use of it.
+
+    What is given in ``settings`` stays as it is; the rest may be changed.
+
+    Raises:
+        InputError: neither ``gpu`` nor ``vram`` is given, or as :func:`check`.
+
+    """
+    device = device_named(gpu, vram)
+    if device is None:
+        raise InputError("advice needs a device; give a gpu such as h100, or an amount of vram such as 24GiB")
+    config = resolve_model(model)
+    setup = TrainingSetup.from_dict(_with_length(config, settings))
+    asked = answer(config, setup, device.capability, fresh=False, progress=progress)
+    left = 0 if asked.source == SHIPPED else MOST_TRACED
+
+    def evaluate(changed: TrainingSetup) -> MemoryEstimate | None:
+        nonlocal left
+        known = asked.estimate if changed == asked.setup else known_estimate(config, changed, device.capability)
+        if known is None and left:
+            left -= 1
+            known = answer(config, changed, device.capability, fresh=False, progress=progress).estimate
+        return known
+
+    advice = advise_on(asked.setup, frozenset(settings), evaluate, device, known_devices())
+    return AdviceReport(config, device, advice, asked.source)
+
+
 def device_named(gpu: str | Device | None, vram: str | int | None) -> Device | None:
     """The device that a person named, or an amount of memory; ``None`` if neither is given.
 
@@ -156,8 +198,24 @@ def _setups(method: Method | str | None, settings: dict[str, Any]) -> list[Train
     return [TrainingSetup.from_dict(settings_for(one, settings)) for one in (Method.QLORA, Method.LORA, Method.FULL)]
 
 
-def _plan(config: ModelConfig, setup: TrainingSetup, device: Device | None, fresh: bool, progress: Progress) -> Plan:
+def _plan(
+    config: ModelConfig,
+    setup: TrainingSetup,
+    device: Device | None,
+    fresh: bool,
+    fixed: frozenset[str],
+    progress: Progress,
+) -> Plan:
     capability = device.capability if device else DEFAULT_CAPABILITY
     found = answer(config, setup, capability, fresh=fresh, progress=progress)
-    verdict = judge(found.estimate, device) if device else None
-    return Plan(found.setup, found.estimate, found.parameters, verdict, found.source, found.versions)
+    if device is None:
+        return Plan(found.setup, found.estimate, found.parameters, None, found.source, found.versions)
+    verdict = judge(found.estimate, device)
+    fix = None
+    if verdict.fit is not Fit.FITS:
+
+        def evaluate(changed: TrainingSetup) -> MemoryEstimate | None:
+            return found.estimate if changed == found.setup else known_estimate(config, changed, capability)
+
+        fix = Advisor(found.setup, fixed, evaluate, device).smallest_fix()
+    return Plan(found.setup, found.estimate, found.parameters, verdict, found.source, found.versions, fix)

@@ -30,3 +30,28 @@ def cublas_workspace(capability: tuple[int, int]) -> int:
     capability 9, 10 and 12, else 4096 KiB x 2 + 16 KiB x 8.
     """
     return 32 * MIB if capability[0] in (9, 10, 12) else 2 * 4096 * 1024 + 8 * 16 * 1024
+
+
+SMALL_SEGMENT = 2 * MIB
+"""What the allocator reserves for requests up to ``LARGE_BLOCK`` (``c10/core/AllocatorConfig.h``, ``kSmallBuffer``)."""
+
+LARGE_SEGMENT = 20 * MIB
+"""What it reserves for larger ones below ``OWN_SEGMENT`` (same file, ``large_segment_size``, once ``kLargeBuffer``)."""
+
+OWN_SEGMENT = 10 * MIB
+"""Requests from here on get a segment of their own (same file, ``kMinLargeAlloc``)."""
+
+SEGMENT_GRANULE = 2 * MIB
+"""Such a segment is a multiple of this (same file, ``kRoundLarge``)."""
+
+
+def segment_size(size: int) -> int:
+    """Bytes that the allocator reserves for a block of ``size`` bytes that no cached block can hold.
+
+    Source: pytorch ``c10/cuda/CUDACachingAllocator.cpp``, ``get_allocation_size``.
+    """
+    if size <= LARGE_BLOCK:
+        return SMALL_SEGMENT
+    if size < OWN_SEGMENT:
+        return LARGE_SEGMENT
+    return -(-size // SEGMENT_GRANULE) * SEGMENT_GRANULE

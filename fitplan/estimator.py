@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fitplan.footprint.survey import Survey
     from fitplan.trace.tracing import TracedRun
 
-TRACE = "trace"
+SHIPPED, TRACE = "shipped", "trace"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,14 @@ def answer(
         stored.source,
         stored.footprint.versions,
     )
+
+
+def known_estimate(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]) -> MemoryEstimate | None:
+    """What a job needs if that is known without a trace."""
+    shape = shape_of(setup)
+    stored = find_stored(model, setup, capability, lambda s: s.piece(shape) is not None)
+    piece = stored.piece(shape) if stored else None
+    return piece.estimate(shape, capability) if piece else None
 
 
 def find_stored(

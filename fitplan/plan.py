@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from fitplan.advice import Proposal, proposal_document
 from fitplan.audit import ParameterGroup, unquantised_share
 from fitplan.devices.device import Device
 from fitplan.memory import MemoryEstimate
@@ -24,6 +25,7 @@ class Plan:
         verdict: whether it fits; ``None`` where no GPU was given.
         source: where the numbers come from: ``"shipped"``, ``"cache"`` or ``"trace"``.
         versions: the libraries that were traced.
+        fix: the changes that hurt least and make it fit; ``None`` where it fits, or where none are known.
 
     """
 
@@ -33,6 +35,7 @@ class Plan:
     verdict: Verdict | None
     source: str
     versions: dict[str, str]
+    fix: Proposal | None = None
 
     @property
     def trainable_parameters(self) -> int:
@@ -111,7 +114,11 @@ def _document(report: CheckReport) -> dict[str, Any]:
         if gpu is None
         else {"name": gpu.name, "total_bytes": gpu.total_bytes, "usable_bytes": gpu.usable_bytes},
         "plans": [_plan(plan) for plan in report.plans],
-        "advice": [],
+        "advice": [
+            {"plan": number, **proposal_document(plan.fix)}
+            for number, plan in enumerate(report.plans)
+            if plan.fix is not None
+        ],
         "provenance": {"source": report.source, "versions": report.versions, "installed": report.installed},
         "warnings": list(report.warnings),
     }

@@ -49,6 +49,23 @@ def explain(model: str, gpu: str | None, vram: str | None, as_json: bool, **sett
     return EXIT_FITS
 
 
+def advise(model: str, gpu: str | None, vram: str | None, as_json: bool, **settings: Any) -> int:
+    """``fitplan advise``."""
+    from fitplan import api
+    from fitplan.verdict import Fit
+
+    with Narration() as progress:
+        found = api.advise(model, gpu=gpu, vram=vram, progress=progress, **_given(settings))
+
+    def show(console: Any) -> None:
+        from fitplan.report.advice import print_advice
+
+        print_advice(found, console)
+
+    _answer(as_json, found.to_dict, show)
+    return EXIT_DOES_NOT_FIT if found.advice.asked.verdict.fit is Fit.DOES_NOT_FIT else EXIT_FITS
+
+
 def fit_map(model: str, gpu: str | None, vram: str | None, as_json: bool, **settings: Any) -> int:
     """``fitplan map``."""
     from fitplan import api

@@ -46,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, dest=argparse.SUPPRESS, help="show the version")
     add = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser).add_parser
     _add_check(add)
+    _add_advise(add)
     _add_explain(add)
     _add_map(add)
     _add_gpus(add)
@@ -77,6 +78,20 @@ def _add_check(add: Add) -> None:
     _add_job(check)
     check.add_argument("--trace", action="store_true", help="trace the step even where its footprint is known")
     _add_settings(check)
+
+
+def _add_advise(add: Add) -> None:
+    advise = _command(
+        add,
+        "advise",
+        commands.advise,
+        "what to change so that a fine-tune fits a GPU, or makes better use of it",
+        "examples:\n"
+        "  fitplan advise llama-70b --gpu H100 --method lora\n"
+        "  fitplan advise llama-8b --gpu 4090 --seq-len 8192   what is given stays as it is",
+    )
+    _add_job(advise)
+    _add_settings(advise, method="qlora")
 
 
 def _add_explain(add: Add) -> None:

@@ -59,19 +59,15 @@ class StoredFootprint:
 
 def find_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]) -> StoredFootprint | None:
     """The footprint that ships for this model and setup."""
-    lines = _shipped(model.name) if model.source == "shipped" else None
-    if lines is None:
-        return None
-    header = _header(model.name)
-    if header["kernels"] != kernels_of(capability):
+    header = _header(model.name) if model.source == "shipped" else None
+    if header is None or header["kernels"] != kernels_of(capability):
         return None
     wanted, rank = recipe_of(setup), setup.lora_r or 0
     for place, entry in enumerate(header["footprints"], 1):
         if _answers(entry, wanted):
             by_rank = header["optimizers"][entry["optimizers"]][str(setup.optim)]
             added = next((part for least, most, part in by_rank if least <= rank <= most), None)
-            footprint = footprint_from_dict(json.loads(lines[place]) | {"versions": header["versions"]})
-            return added and StoredFootprint(footprint, optimizer_from_dict(added), "shipped")
+            return added and StoredFootprint(_footprint(model.name, place), optimizer_from_dict(added), "shipped")
     return None
 
 
@@ -89,6 +85,13 @@ def _shipped(name: str) -> list[bytes] | None:
     """The lines of a model's file: a header, then one footprint each."""
     path = profiles() / "models" / name / SHIPPED_NAME
     return lzma.decompress(path.read_bytes()).splitlines() if path.is_file() else None
+
+
+@cache
+def _footprint(name: str, place: int) -> Footprint:
+    """The footprint in one line of a model's file."""
+    lines = _shipped(name) or []
+    return footprint_from_dict(json.loads(lines[place]) | {"versions": _header(name)["versions"]})
 
 
 @cache

@@ -7,6 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fitplan.advice import Proposal
 from fitplan.audit import ParameterGroup, unquantised_share
 from fitplan.devices.device import Device
 from fitplan.memory import MemoryEstimate
@@ -72,7 +73,22 @@ def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
     parts.append(Padding(_facts(plan), (0, 0, 0, 2)))
     if plan.setup.method is Method.QLORA:
         parts.append(Padding(_audit(plan.parameters), (0, 0, 0, 2)))
+    if plan.fix is not None:
+        steps = "; ".join(step for step, _ in told_steps(plan.fix))
+        needs = gib(device_bytes(plan.fix.estimate))
+        parts.append(Padding(Text(f"to make it fit: {steps} ({needs})"), (0, 0, 0, 2)))
     return Group(*parts)
+
+
+def told_steps(proposal: Proposal) -> list[tuple[str, str]]:
+    """What is done, with the settings that come of it, and its price; a lever that is pulled twice is told once."""
+    told: dict[str, tuple[str, dict[str, object]]] = {}
+    for step in proposal.steps:
+        told.setdefault(step.name, (step.price, {}))[1].update(step.changes)
+    return [
+        (f"{name}: {', '.join(f'{setting} {value}' for setting, value in changes.items())}", price)
+        for name, (price, changes) in told.items()
+    ]
 
 
 def _headline(plan: Plan) -> Text:

@@ -1,0 +1,422 @@
+"""What to change: a search over what was left open, the changes that hurt least first.
+
+Every proposal is estimated by the same estimator as the question itself; a lever has no effect of its own on paper.
+"""
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fitplan.devices.device import Device
+from fitplan.errors import InputError
+from fitplan.memory import MemoryEstimate
+from fitplan.models.resolve import ModelConfig
+from fitplan.setup import Attention, Method, Optim, TrainingSetup, settings_for
+from fitplan.verdict import Fit, Verdict, judge
+
+SCHEMA = "fitplan.advise/1"
+
+MOST_TRIED = 400
+"""Setups that a search looks at before it gives up."""
+
+LARGEST_BATCH = 64
+SHORTEST_SEQ = 256
+LEAST_RANK = 8
+
+LET_GO = (
+    ("batch_size", "gradient_accumulation_steps"),
+    ("method",),
+    ("batch_size", "gradient_accumulation_steps", "method"),
+    ("batch_size", "gradient_accumulation_steps", "method", "seq_len"),
+)
+"""What is let go, in this order, where nothing that was left open makes it fit."""
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One thing that can be changed.
+
+    Attributes:
+        name: what is done, in words.
+        pain: how much it hurts, against the others; levers are tried in this order, and their pains add up.
+        price: what it costs.
+        why: where the memory is saved.
+        changes: the settings that it changes, from a setup; ``None`` where it does not apply.
+
+    """
+
+    name: str
+    pain: int
+    price: str
+    why: str
+    changes: Callable[[TrainingSetup], dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A lever that was pulled, with the settings that it changed."""
+
+    name: str
+    price: str
+    why: str
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A changed setup, estimated.
+
+    Attributes:
+        steps: what was changed, in order.
+        setup: every setting.
+        estimate: what it needs.
+        verdict: whether it fits.
+        saved_bytes: how much less it allocates at the peak than the setup that was asked about.
+
+    """
+
+    steps: tuple[Step, ...]
+    setup: TrainingSetup
+    estimate: MemoryEstimate
+    verdict: Verdict
+    saved_bytes: int
+
+
+def _unless(setting: str, value: Any) -> Callable[[TrainingSetup], dict[str, Any] | None]:
+    """Set it to ``value`` where it means something and is another."""
+    return lambda setup: None if getattr(setup, setting) in (None, value) else {setting: value}
+
+
+def _to_8bit(setup: TrainingSetup) -> dict[str, Any] | None:
+    return {"optim": Optim.ADAMW_8BIT} if setup.optim in (Optim.ADAMW_TORCH, Optim.ADAMW_TORCH_FUSED) else None
+
+
+def _to_fused(setup: TrainingSetup) -> dict[str, Any] | None:
+    return {"optim": Optim.ADAMW_TORCH_FUSED} if setup.optim is Optim.ADAMW_TORCH else None
+
+
+def _to_paged(setup: TrainingSetup) -> dict[str, Any] | None:
+    adam = (Optim.ADAMW_TORCH, Optim.ADAMW_TORCH_FUSED, Optim.ADAMW_8BIT)
+    return {"optim": Optim.PAGED_ADAMW_8BIT} if setup.optim in adam else None
+
+
+def _to_sdpa(setup: TrainingSetup) -> dict[str, Any] | None:
+    return {"attn": Attention.SDPA} if setup.attn is Attention.EAGER else None
+
+
+def _halve_batch(setup: TrainingSetup) -> dict[str, Any] | None:
+    if setup.batch_size < 2:
+        return None
+    half = setup.batch_size // 2
+    times = -(-setup.batch_size // half)
+    return {"batch_size": half, "gradient_accumulation_steps": setup.gradient_accumulation_steps * times}
+
+
+def _halve_rank(setup: TrainingSetup) -> dict[str, Any] | None:
+    return {"lora_r": setup.lora_r // 2} if setup.lora_r and setup.lora_r >= 2 * LEAST_RANK else None
+
+
+def _halve_length(setup: TrainingSetup) -> dict[str, Any] | None:
+    return {"seq_len": setup.seq_len // 2} if setup.seq_len >= 2 * SHORTEST_SEQ else None
+
+
+def _to_lora(setup: TrainingSetup) -> dict[str, Any] | None:
+    return {"method": Method.LORA} if setup.method is Method.FULL else None
+
+
+def _to_qlora(setup: TrainingSetup) -> dict[str, Any] | None:
+    return {"method": Method.QLORA} if setup.method is Method.LORA else None
+
+
+LEVERS = (
+    Lever("fused AdamW", 0, "none", "the foreach kernels keep copies of all states while they run", _to_fused),
+    Lever("SDPA attention", 0, "none", "eager attention keeps a matrix of all pairs of positions", _to_sdpa),
+    Lever(
+        "quantise the scales again",
+        1,
+        "a little time",
+        "the scales of the 4-bit blocks shrink from 32 to 8 bits",
+        _unless("double_quant", True),
+    ),
+    Lever(
+        "smaller batch, accumulated",
+        3,
+        "slower: the same effective batch in smaller pieces",
+        "activations, logits and loss grow with the rows of a micro-batch",
+        _halve_batch,
+    ),
+    Lever(
+        "gradient checkpointing",
+        4,
+        "about a third more computation: each layer's forward is run twice",
+        "only the inputs of layers are kept until backward",
+        _unless("gradient_checkpointing", True),
+    ),
+    Lever(
+        "8-bit AdamW",
+        5,
+        "close to 32-bit quality (Dettmers et al., 2022, arXiv 2110.02861)",
+        "two states of 1 byte a parameter instead of its own type's",
+        _to_8bit,
+    ),
+    Lever(
+        "paged 8-bit AdamW",
+        7,
+        "as 8-bit AdamW, and slower while pages move",
+        "the states live in memory that can move to the host",
+        _to_paged,
+    ),
+    Lever(
+        "no k-bit preparation",
+        8,
+        "norms and head train in 16 bits; gradients may be less stable",
+        "embedding, head and norms are not cast to float32",
+        _unless("kbit_prepare", False),
+    ),
+    Lever("half the rank", 9, "less capacity of the adapters", "adapters, gradients and states halve", _halve_rank),
+    Lever(
+        "QLoRA instead of LoRA",
+        12,
+        "slower: weights are dequantised in every product",
+        "frozen weights in 4 bits instead of 16",
+        _to_qlora,
+    ),
+    Lever(
+        "LoRA instead of full fine-tuning",
+        16,
+        "fewer parameters learn",
+        "gradients and optimizer states of the adapters only",
+        _to_lora,
+    ),
+    Lever("half the sequence length", 20, "the model sees less context", "activations, logits and loss", _halve_length),
+)
+"""In the order of their pains. What the pains say is an order that can be argued about, not a measurement."""
+
+Evaluate = Callable[[TrainingSetup], MemoryEstimate | None]
+
+
+class Advisor:
+    """Advice for one question.
+
+    Args:
+        asked: the setup that was asked about.
+        fixed: the settings that must stay as they are.
+        evaluate: the estimate of a setup, ``None`` where it is not known.
+        device: what it must fit.
+
+    """
+
+    def __init__(self, asked: TrainingSetup, fixed: frozenset[str], evaluate: Evaluate, device: Device) -> None:
+        self._asked, self._fixed, self._device = asked, fixed, device
+        self._evaluate = evaluate
+        estimate = evaluate(asked)
+        if estimate is None:
+            raise InputError("the setup that is asked about has no estimate")
+        self._peak = estimate.peak_allocated_bytes
+        self.as_asked = self._proposal((), asked, estimate)
+
+    def single_levers(self) -> tuple[Proposal, ...]:
+        """Each lever alone, as far as it saves something; what hurts least comes first."""
+        found = [self._tried((step,), setup) for step, setup in self._steps(self._asked)]
+        return tuple(p for p in found if p is not None and p.saved_bytes > 0)
+
+    def smallest_fix(self) -> Proposal | None:
+        """The changes that hurt least and make it fit; ``None`` if none is found."""
+        leanest = self._evaluate(self._leanest())
+        if leanest is not None and judge(leanest, self._device).fit is not Fit.FITS:
+            return None
+        order = itertools.count()
+        waiting: list[tuple[int, int, TrainingSetup, tuple[Step, ...]]] = [(0, next(order), self._asked, ())]
+        seen = {self._asked}
+        for _ in range(MOST_TRIED):
+            if not waiting:
+                return None
+            pain, _, setup, steps = heapq.heappop(waiting)
+            proposal = self._tried(steps, setup)
+            if proposal is not None and proposal.verdict.fit is Fit.FITS:
+                return proposal
+            for step, changed in self._steps(setup):
+                if changed not in seen:
+                    seen.add(changed)
+                    lever = next(lever for lever in LEVERS if lever.name == step.name)
+                    heapq.heappush(waiting, (pain + lever.pain, next(order), changed, (*steps, step)))
+        return None
+
+    def _leanest(self) -> TrainingSetup:
+        """The setup with every lever pulled as far as it goes: if that does not fit, nothing between does."""
+        setup = self._asked
+        while (further := next((changed for _, changed in self._steps(setup)), None)) is not None:
+            setup = further
+        return setup
+
+    def best_settings(self) -> Proposal | None:
+        """The method that changes most of the model, with what it takes to fit, then the largest batch."""
+        methods = [self._asked.method] if "method" in self._fixed else [Method.FULL, Method.LORA, Method.QLORA]
+        for method in methods:
+            found = next((p for s in self._ways(method) if (p := self._fitting(s)) is not None), None)
+            if found is not None:
+                return self._with_largest_batch(found)
+        return None
+
+    def _ways(self, method: Method) -> Iterator[TrainingSetup]:
+        """The setup with one row, from what is fastest to what is leanest."""
+        single = {} if "batch_size" in self._fixed else {"batch_size": 1}
+        plain = self._changed(self._asked, {"method": method, **single})
+        lean = ({"gradient_checkpointing": False}, {"gradient_checkpointing": True})
+        for checkpointing in lean:
+            for optim in ({}, {"optim": Optim.ADAMW_8BIT}, {"optim": Optim.PAGED_ADAMW_8BIT}):
+                changes = {**checkpointing, **optim}
+                if plain is not None and not self._fixed & set(changes):
+                    changed = self._changed(plain, changes)
+                    if changed is not None:
+                        yield changed
+        if plain is not None:
+            yield plain
+
+    def _with_largest_batch(self, proposal: Proposal) -> Proposal:
+        while "batch_size" not in self._fixed and proposal.setup.batch_size < LARGEST_BATCH:
+            larger = self._changed(proposal.setup, {"batch_size": 2 * proposal.setup.batch_size})
+            found = self._fitting(larger) if larger is not None else None
+            if found is None:
+                break
+            proposal = found
+        return proposal
+
+    def _fitting(self, setup: TrainingSetup) -> Proposal | None:
+        proposal = self._tried((), setup)
+        return proposal if proposal is not None and proposal.verdict.fit is Fit.FITS else None
+
+    def _steps(self, setup: TrainingSetup) -> Iterator[tuple[Step, TrainingSetup]]:
+        """Every lever that applies and leaves alone what is fixed."""
+        for lever in LEVERS:
+            changes = lever.changes(setup)
+            if changes is None or self._fixed & set(changes):
+                continue
+            changed = self._changed(setup, changes)
+            if changed is not None:
+                yield Step(lever.name, lever.price, lever.why, changes), changed
+
+    def _changed(self, setup: TrainingSetup, changes: Mapping[str, Any]) -> TrainingSetup | None:
+        """The setup with some settings changed; those that mean nothing for a new method are left out."""
+        settings = setup.to_dict() | dict(changes)
+        method = Method(settings["method"])
+        try:
+            return TrainingSetup.from_dict(settings_for(method, settings))
+        except InputError:
+            return None
+
+    def _tried(self, steps: tuple[Step, ...], setup: TrainingSetup) -> Proposal | None:
+        estimate = self._evaluate(setup)
+        return None if estimate is None else self._proposal(steps, setup, estimate)
+
+    def _proposal(self, steps: tuple[Step, ...], setup: TrainingSetup, estimate: MemoryEstimate) -> Proposal:
+        saved = self._peak - estimate.peak_allocated_bytes
+        return Proposal(steps, setup, estimate, judge(estimate, self._device), saved)
+
+
+def smallest_device(estimate: MemoryEstimate, devices: tuple[Device, ...]) -> Device | None:
+    """The device with the least memory on which it fits, of those that run the same kernels as what was estimated.
+
+    Prices are not known here: memory stands for them.
+    """
+    able = (d for d in devices if d.capability >= (8, 0) and judge(estimate, d).fit is Fit.FITS)
+    return min(able, key=lambda device: (device.usable_bytes, device.name), default=None)
+
+
+def proposal_document(proposal: Proposal) -> dict[str, Any]:
+    """A proposal as JSON-ready values."""
+    return {
+        "steps": [
+            {"name": step.name, "price": step.price, "why": step.why, "changes": dict(step.changes)}
+            for step in proposal.steps
+        ],
+        "setup": proposal.setup.to_dict(),
+        "peak_allocated_bytes": proposal.estimate.peak_allocated_bytes,
+        "saved_bytes": proposal.saved_bytes,
+        "verdict": proposal.verdict.fit,
+        "slack_bytes": proposal.verdict.slack_bytes,
+    }
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What can be changed.
+
+    Attributes:
+        asked: the setup as it was asked about.
+        fix: the changes that hurt least and make it fit; no steps where it fits already, ``None`` if none is found.
+        let_go: settings that were fixed and had to be changed for it.
+        levers: each lever alone, what hurts least first.
+        best: the method that changes most of the model and fits, with the largest batch.
+        device: the smallest known GPU on which it fits as it is.
+
+    """
+
+    asked: Proposal
+    fix: Proposal | None
+    let_go: tuple[str, ...]
+    levers: tuple[Proposal, ...]
+    best: Proposal | None
+    device: Device | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; every proposal was estimated as the question was."""
+        return {
+            "asked": proposal_document(self.asked),
+            "fix": proposal_document(self.fix) if self.fix else None,
+            "let_go": list(self.let_go),
+            "levers": [proposal_document(proposal) for proposal in self.levers],
+            "best": proposal_document(self.best) if self.best else None,
+            "smallest_gpu": self.device.name if self.device else None,
+        }
+
+
+def advise_on(
+    asked: TrainingSetup, fixed: frozenset[str], evaluate: Evaluate, device: Device, devices: tuple[Device, ...]
+) -> Advice:
+    """All advice for one question."""
+    advisor = Advisor(asked, fixed, evaluate, device)
+    fix = advisor.smallest_fix()
+    let_go: tuple[str, ...] = ()
+    for names in LET_GO:
+        if fix is None and fixed & set(names):
+            fix = Advisor(asked, fixed - set(names), evaluate, device).smallest_fix()
+            let_go = tuple(sorted(fixed & set(names))) if fix else ()
+    return Advice(
+        advisor.as_asked,
+        fix,
+        let_go,
+        advisor.single_levers(),
+        advisor.best_settings(),
+        smallest_device(advisor.as_asked.estimate, devices),
+    )
+
+
+@dataclass(frozen=True)
+class AdviceReport:
+    """The answer of :func:`fitplan.advise`.
+
+    Attributes:
+        model: the model.
+        gpu: the device.
+        advice: what can be changed.
+        source: where the estimate of the setup as asked comes from.
+
+    """
+
+    model: ModelConfig
+    gpu: Device
+    advice: Advice
+    source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``fitplan.advise/1`` document."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model.name,
+            "gpu": {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes},
+            **self.advice.to_dict(),
+            "provenance": {"source": self.source},
+        }

@@ -1,0 +1,61 @@
+"""Advice for a person at a terminal."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fitplan.advice import AdviceReport, Proposal
+from fitplan.report.terminal import VERDICT_STYLES, describe, told_steps
+from fitplan.units import gib
+from fitplan.verdict import device_bytes
+
+
+def print_advice(report: AdviceReport, console: Console) -> None:
+    """Print what fits, what would make it fit, each lever alone, and the best settings."""
+    advice, gpu = report.advice, report.gpu
+    asked = advice.asked
+    console.print(Text.assemble((report.model.name, "bold"), f"  on {gpu.name}, {gib(gpu.usable_bytes)} usable"))
+    console.print(Text.assemble("as asked: ", f"{asked.setup.method}, {describe(asked.setup)}"))
+    console.print(_verdict(asked))
+    console.print()
+    if advice.fix is None:
+        console.print("No change that is known here makes it fit.")
+    elif advice.fix.steps:
+        freed = f", if {' and '.join(advice.let_go)} may change" if advice.let_go else ""
+        console.print(Text(f"The smallest change that makes it fit{freed}:", style="bold"))
+        for name, price in told_steps(advice.fix):
+            console.print(f"  {name} (price: {price})")
+        console.print(Text.assemble("  ", _verdict(advice.fix)))
+    if advice.levers:
+        console.print()
+        console.print(_levers(advice.levers))
+    if advice.best is not None:
+        console.print()
+        console.print(Text("The most of the model that this GPU can train, with the largest batch:", style="bold"))
+        console.print(f"  {advice.best.setup.method}, {describe(advice.best.setup)}")
+        console.print(Text.assemble("  ", _verdict(advice.best)))
+    console.print()
+    smallest = advice.device
+    where = f"{smallest.name}, {gib(smallest.usable_bytes)} usable" if smallest else "none of the known GPUs"
+    console.print(f"The smallest GPU on which it fits as asked: {where}")
+    console.print("Every proposal was estimated as the question was.", style="dim")
+
+
+def _levers(levers: tuple[Proposal, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("each change alone")
+    table.add_column("saves", justify="right")
+    table.add_column("then")
+    table.add_column("price", style="dim", overflow="fold")
+    for proposal in levers:
+        (step,) = proposal.steps
+        name, style = VERDICT_STYLES[proposal.verdict.fit]
+        table.add_row(step.name, gib(proposal.saved_bytes), Text(name, style=style), step.price)
+    return table
+
+
+def _verdict(proposal: Proposal) -> Text:
+    name, style = VERDICT_STYLES[proposal.verdict.fit]
+    slack = proposal.verdict.slack_bytes
+    rest = f"{gib(slack)} left" if slack >= 0 else f"{gib(-slack)} too much"
+    return Text.assemble((gib(device_bytes(proposal.estimate)), "bold"), "  ", (name, style), f", {rest}")

@@ -1,0 +1,145 @@
+"""Advice: what an expert would try first, and every figure from the same estimator."""
+
+from typing import Any
+
+import pytest
+
+import fitplan
+from fitplan.advice import LEVERS, Advisor, smallest_device
+from fitplan.cli.main import main
+from fitplan.devices.device import device_of_size, find_device, known_devices
+from fitplan.memory import MemoryEstimate, MemoryMoment
+from fitplan.setup import Method, TrainingSetup
+from fitplan.trace.events import Category
+from fitplan.units import GIB
+from fitplan.verdict import Fit, judge
+
+
+def _estimate(size: int) -> MemoryEstimate:
+    moment = MemoryMoment("forward", dict.fromkeys(Category, 0) | {Category.ACTIVATIONS: size})
+    return MemoryEstimate(moment, (moment,), 0)
+
+
+def _made_up(setup: TrainingSetup) -> MemoryEstimate:
+    """A gibibyte a row, twice that without checkpointing; 16, 4 and 1 gibibytes for the methods."""
+    rows = setup.batch_size * (1 if setup.gradient_checkpointing else 2)
+    return _estimate((rows + {Method.FULL: 16, Method.LORA: 4, Method.QLORA: 1}[setup.method]) * GIB)
+
+
+def _fix(asked: dict[str, Any], gibibytes: int, fixed: set[str] | None = None) -> dict[str, Any] | None:
+    setup = TrainingSetup(**asked)
+    found = Advisor(setup, frozenset(fixed or ()), _made_up, device_of_size(gibibytes * GIB)).smallest_fix()
+    if found is None:
+        return None
+    before = setup.to_dict()
+    return {name: value for name, value in found.setup.to_dict().items() if value != before[name]}
+
+
+def test_what_fits_needs_no_change() -> None:
+    assert _fix({"method": "lora"}, 8) == {}
+
+
+def test_a_smaller_batch_hurts_less_than_checkpointing() -> None:
+    asked = {"method": "lora", "batch_size": 2, "gradient_checkpointing": False}
+    assert _fix(asked, 8) == {"batch_size": 1, "gradient_accumulation_steps": 2}
+    assert _fix(asked, 8, {"batch_size"}) == {"gradient_checkpointing": True}
+    assert _fix(asked, 8, {"gradient_accumulation_steps"}) == {"gradient_checkpointing": True}
+    both = {"batch_size": 1, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+    assert _fix(asked | {"batch_size": 4}, 8) == both | {"gradient_accumulation_steps": 2, "batch_size": 2}
+
+
+def test_the_effective_batch_is_kept() -> None:
+    for rows in (2, 3, 5, 8, 12):
+        changes = _fix({"method": "lora", "batch_size": rows}, 6)
+        assert changes is not None
+        assert changes["batch_size"] * changes["gradient_accumulation_steps"] >= rows
+        assert changes["batch_size"] == 1
+
+
+def test_another_method_only_where_it_may_change() -> None:
+    changes = _fix({"method": "lora"}, 4)
+    assert changes is not None
+    assert changes["method"] == "qlora"
+    assert changes["quant"] == "nf4"
+    assert _fix({"method": "lora"}, 4, {"method"}) is None
+
+
+def test_nothing_helps_on_no_memory() -> None:
+    assert _fix({"method": "full"}, 1) is None
+
+
+def test_levers_come_in_the_order_of_their_pain() -> None:
+    assert [lever.pain for lever in LEVERS] == sorted(lever.pain for lever in LEVERS)
+
+
+def test_the_smallest_device() -> None:
+    assert smallest_device(_estimate(75 * GIB), known_devices()) is not None
+    found = smallest_device(_estimate(30 * GIB), known_devices())
+    assert found is not None
+    assert judge(_estimate(30 * GIB), found).fit is Fit.FITS
+    smaller = [d for d in known_devices() if d.usable_bytes < found.usable_bytes and d.capability >= (8, 0)]
+    assert smaller
+    assert all(judge(_estimate(30 * GIB), d).fit is not Fit.FITS for d in smaller)
+    assert smallest_device(_estimate(10_000 * GIB), known_devices()) is None
+
+
+# --- with shipped models ----------------------------------------------------------------------------------------------
+
+FIRST: list[tuple[str, str, dict[str, Any], dict[str, Any] | None]] = [
+    ("llama-8b", "4090", {"method": "full", "seq_len": 2048}, None),
+    ("llama-8b", "a100-80gb", {"method": "full", "optim": "adamw_torch"}, None),
+    ("llama-8b", "4090", {"seq_len": 4096, "batch_size": 8}, None),
+    ("llama-70b", "a100-80gb", {"method": "lora"}, None),
+]
+
+
+@pytest.mark.parametrize(("model", "gpu", "settings"), [row[:3] for row in FIRST])
+def test_proposals_are_what_check_says_of_them(model: str, gpu: str, settings: dict[str, Any]) -> None:
+    report = fitplan.advise(model, gpu=gpu, **settings)
+    proposals = [report.advice.asked, report.advice.fix, report.advice.best, *report.advice.levers[:2]]
+    for proposal in [p for p in proposals if p is not None]:
+        (plan,) = fitplan.check(model, gpu=gpu, **proposal.setup.to_dict()).plans
+        assert plan.estimate == proposal.estimate
+        assert plan.verdict == proposal.verdict
+        saved = report.advice.asked.estimate.peak_allocated_bytes - proposal.estimate.peak_allocated_bytes
+        assert proposal.saved_bytes == saved
+
+
+def test_what_is_fixed_is_kept_and_letting_go_is_told() -> None:
+    report = fitplan.advise("llama-8b", gpu="4090", batch_size=8, seq_len=4096)
+    assert report.advice.let_go == ("batch_size",)
+    assert report.advice.fix is not None
+    assert report.advice.fix.setup.seq_len == 4096
+    assert report.advice.fix.setup.batch_size * report.advice.fix.setup.gradient_accumulation_steps == 8
+    assert all(lever.setup.batch_size == 8 for lever in report.advice.levers)
+
+
+def test_the_best_settings_train_most_of_the_model() -> None:
+    best = fitplan.advise("llama-8b", gpu="a100-80gb").advice.best
+    assert best is not None
+    assert best.setup.method is Method.FULL
+    assert best.verdict.fit is Fit.FITS
+    larger = best.setup.with_(batch_size=2 * best.setup.batch_size)
+    (plan,) = fitplan.check("llama-8b", gpu="a100-80gb", **larger.to_dict()).plans
+    assert plan.verdict is not None
+    assert plan.verdict.fit is not Fit.FITS
+
+
+def test_check_ends_with_a_fix(capsys: pytest.CaptureFixture[str]) -> None:
+    report = fitplan.check("llama-8b", gpu="4090", method="full", batch_size=4, gradient_checkpointing=False)
+    assert report.plans[0].fix is None
+    report = fitplan.check("llama-8b", gpu="4090", method="lora", gradient_checkpointing=False)
+    (advice,) = report.to_dict()["advice"]
+    assert advice["plan"] == 0
+    assert advice["verdict"] == "fits"
+    main(["check", "llama-8b", "--gpu", "4090", "--method", "lora", "--seq-len", "4096"])
+    assert find_device("4090").name in capsys.readouterr().out
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", "llama-70b", "--gpu", "a100-80gb", "--method", "lora"]) == 1
+    text = capsys.readouterr().out
+    assert "QLoRA instead of LoRA" in text
+    assert "if method may change" in text
+    assert main(["advise", "llama-70b"]) == 2
+    assert "needs a device" in capsys.readouterr().err
