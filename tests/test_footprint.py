@@ -43,9 +43,14 @@ def _model(family: str) -> ModelConfig:
     return ModelConfig(family, "file", FAMILIES[family])
 
 
+def _settings(family: str, method: str) -> dict[str, Any]:
+    """peft has no dropout for fused experts."""
+    return {n: v for n, v in METHODS[method].items() if not (n == "lora_dropout" and family == "mixtral")}
+
+
 @cache
 def _footprint(family: str, method: str) -> Footprint:
-    return surveyed(_model(family), TrainingSetup(**METHODS[method]), A100, _quiet)
+    return surveyed(_model(family), TrainingSetup(**_settings(family, method)), A100, _quiet)
 
 
 def _shapes(piece: Piece) -> st.SearchStrategy[Shape]:
@@ -68,7 +73,7 @@ def _shapes(piece: Piece) -> st.SearchStrategy[Shape]:
 def _traced(family: str, method: str, shape: Shape, capability: tuple[int, int]) -> MemoryEstimate:
     rank = {"lora_r": shape.lora_r} if shape.lora_r else {}
     setup = TrainingSetup(
-        **METHODS[method],
+        **_settings(family, method),
         batch_size=shape.batch_size,
         seq_len=shape.seq_len,
         gradient_accumulation_steps=shape.gradient_accumulation_steps,

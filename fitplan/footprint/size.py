@@ -132,6 +132,8 @@ def size_through(points: list[tuple[dict[str, int], int]]) -> Size:
         return Size(sizes[0])
     found = [Size(c, lengths) for lengths in _PRODUCTS if (c := _coefficient(lengths, points))]
     simplest = [size for size in found if _intricacy(size.lengths) == _intricacy(found[0].lengths)]
+    if 0 in sizes:  # what is sorted only beyond a threshold shows at one point, where the lengths exceed any dimension
+        simplest = [min(simplest, key=lambda size: size.coefficient)] if simplest else []
     if len(simplest) != 1:
         raise NoFormula(f"sizes {sizes}: {', '.join(map(str, found)) or 'no product of the known lengths'}")
     return simplest[0]

@@ -123,11 +123,13 @@ class Survey:
             yield after + STEP, longest, STEP
 
     def _longest(self) -> int:
-        try:
-            self._corner(1, LONGEST, high=True)
-        except InputError:
-            return self._positions
-        return LONGEST
+        for length in (LONGEST, self._positions):
+            try:
+                self._corner(1, length, high=True)
+            except InputError:
+                continue
+            return length
+        return self._positions - STEP  # a table of positions holds a few that are not for tokens
 
     def _turn(self, low: int, high: int, step: int) -> int:
         """The longest length that still runs the operators of ``low``."""
