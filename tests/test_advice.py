@@ -7,7 +7,7 @@ import pytest
 import fitplan
 from fitplan.advice import LEVERS, Advisor, smallest_device
 from fitplan.cli.main import main
-from fitplan.devices.device import device_of_size, find_device, known_devices
+from fitplan.devices.device import device_of_size, known_devices
 from fitplan.memory import MemoryEstimate, MemoryMoment
 from fitplan.setup import Method, TrainingSetup
 from fitplan.trace.events import Category
@@ -44,8 +44,8 @@ def test_a_smaller_batch_hurts_less_than_checkpointing() -> None:
     assert _fix(asked, 8) == {"batch_size": 1, "gradient_accumulation_steps": 2}
     assert _fix(asked, 8, {"batch_size"}) == {"gradient_checkpointing": True}
     assert _fix(asked, 8, {"gradient_accumulation_steps"}) == {"gradient_checkpointing": True}
-    both = {"batch_size": 1, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
-    assert _fix(asked | {"batch_size": 4}, 8) == both | {"gradient_accumulation_steps": 2, "batch_size": 2}
+    twice = {"batch_size": 1, "gradient_accumulation_steps": 4}
+    assert _fix(asked | {"batch_size": 4}, 8) == twice
 
 
 def test_the_effective_batch_is_kept() -> None:
@@ -126,14 +126,16 @@ def test_the_best_settings_train_most_of_the_model() -> None:
 
 
 def test_check_ends_with_a_fix(capsys: pytest.CaptureFixture[str]) -> None:
-    report = fitplan.check("llama-8b", gpu="4090", method="full", batch_size=4, gradient_checkpointing=False)
-    assert report.plans[0].fix is None
-    report = fitplan.check("llama-8b", gpu="4090", method="lora", gradient_checkpointing=False)
-    (advice,) = report.to_dict()["advice"]
+    plain = ["check", "llama-8b", "--gpu", "4090", "--method", "lora", "--no-gradient-checkpointing"]
+    settings: dict[str, Any] = {"gpu": "4090", "method": "lora", "gradient_checkpointing": False}
+    (advice,) = fitplan.check("llama-8b", **settings).to_dict()["advice"]
     assert advice["plan"] == 0
     assert advice["verdict"] == "fits"
-    main(["check", "llama-8b", "--gpu", "4090", "--method", "lora", "--seq-len", "4096"])
-    assert find_device("4090").name in capsys.readouterr().out
+    assert advice["setup"]["gradient_checkpointing"] is False
+    main(plain)
+    assert "to make it fit" in capsys.readouterr().out
+    main([*plain, "--optim", "sgd", "--seq-len", "8192"])
+    assert "to make it fit" not in capsys.readouterr().out
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
