@@ -13,7 +13,7 @@ from fitplan.devices.device import Device
 from fitplan.errors import InputError
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import Attention, Method, Optim, TrainingSetup, settings_for
+from fitplan.setup import Attention, Dtype, Method, Optim, TrainingSetup, settings_for
 from fitplan.verdict import Fit, Verdict, judge
 
 SCHEMA = "fitplan.advise/1"
@@ -27,6 +27,7 @@ LEAST_RANK = 8
 
 LET_GO = (
     ("batch_size", "gradient_accumulation_steps"),
+    ("gradient_checkpointing", "optim"),
     ("method",),
     ("batch_size", "gradient_accumulation_steps", "method"),
     ("batch_size", "gradient_accumulation_steps", "method", "seq_len"),
@@ -102,6 +103,10 @@ def _to_paged(setup: TrainingSetup) -> dict[str, Any] | None:
     return {"optim": Optim.PAGED_ADAMW_8BIT} if setup.optim in adam else None
 
 
+def _to_bfloat16(setup: TrainingSetup) -> dict[str, Any] | None:
+    return {"dtype": Dtype.BFLOAT16} if setup.dtype is Dtype.FLOAT32 else None
+
+
 def _to_sdpa(setup: TrainingSetup) -> dict[str, Any] | None:
     return {"attn": Attention.SDPA} if setup.attn is Attention.EAGER else None
 
@@ -160,6 +165,13 @@ LEVERS = (
         "close to 32-bit quality (Dettmers et al., 2022, arXiv 2110.02861)",
         "two states of 1 byte a parameter instead of its own type's",
         _to_8bit,
+    ),
+    Lever(
+        "bfloat16 weights",
+        6,
+        "small updates are lost in rounding",
+        "weights, gradients and states take two bytes a number instead of four",
+        _to_bfloat16,
     ),
     Lever(
         "paged 8-bit AdamW",

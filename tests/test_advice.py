@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 import fitplan
+from benchmarks import advice as advice_scenarios
 from fitplan.advice import LEVERS, Advisor, smallest_device
 from fitplan.cli.main import main
 from fitplan.devices.device import device_of_size, known_devices
@@ -81,6 +82,13 @@ def test_the_smallest_device() -> None:
     assert smaller
     assert all(judge(_estimate(30 * GIB), d).fit is not Fit.FITS for d in smaller)
     assert smallest_device(_estimate(10_000 * GIB), known_devices()) is None
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_the_first_proposal_is_an_experts(number: int) -> None:
+    scenario = advice_scenarios.SCENARIOS[number]
+    assert advice_scenarios.first_levers(scenario)[1] == scenario.first
+    assert len(advice_scenarios.SCENARIOS) == 12
 
 
 # --- with shipped models ----------------------------------------------------------------------------------------------
