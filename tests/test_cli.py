@@ -150,3 +150,23 @@ def test_models_come_from_folders_files_and_configs(tmp_path: Path) -> None:
     by_file = check(str(file), method="lora", seq_len=8).plans[0].estimate
     by_config = check(load_config(FAMILIES["llama"]), method="lora", seq_len=8).plans[0].estimate
     assert by_file == by_config
+
+
+def test_the_gpu_of_this_machine_is_the_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_detect import machine
+
+    from fitplan.devices import detect
+
+    here = machine("one_h100")
+    monkeypatch.setattr(detect, "detect", lambda: here)
+    for arguments in (
+        ["check", "llama-3.2-1b", "--method", "lora"],
+        ["map", "llama-3.2-1b"],
+        ["advise", "llama-3.2-1b"],
+    ):
+        assert main(arguments) == 0
+        assert "H100" in capsys.readouterr().out
+    assert main(["check", "llama-3.2-1b", "--method", "lora", "--gpu", "4090"]) == 0
+    assert "H100" not in capsys.readouterr().out

@@ -16,7 +16,9 @@ def check(
     from fitplan.verdict import Fit
 
     with Narration() as progress:
-        report = api.check(model, gpu=gpu, vram=vram, method=method, trace=trace, progress=progress, **_given(settings))
+        report = api.check(
+            model, gpu=_or_here(gpu, vram), vram=vram, method=method, trace=trace, progress=progress, **_given(settings)
+        )
     for warning in report.warnings:
         print(f"fitplan: note: {warning}", file=sys.stderr)
 
@@ -35,7 +37,7 @@ def explain(model: str, gpu: str | None, vram: str | None, as_json: bool, **sett
     from fitplan import api
     from fitplan.devices.device import DEFAULT_CAPABILITY
 
-    device = api.device_named(gpu, vram)
+    device = api.device_named(_or_here(gpu, vram), vram)
     capability = device.capability if device else DEFAULT_CAPABILITY
     with Narration() as progress:
         found = api.explain(model, capability=capability, progress=progress, **_given(settings))
@@ -55,7 +57,7 @@ def advise(model: str, gpu: str | None, vram: str | None, as_json: bool, **setti
     from fitplan.verdict import Fit
 
     with Narration() as progress:
-        found = api.advise(model, gpu=gpu, vram=vram, progress=progress, **_given(settings))
+        found = api.advise(model, gpu=_or_here(gpu, vram), vram=vram, progress=progress, **_given(settings))
 
     def show(console: Any) -> None:
         from fitplan.report.advice import print_advice
@@ -71,7 +73,7 @@ def fit_map(model: str, gpu: str | None, vram: str | None, as_json: bool, **sett
     from fitplan import api
 
     with Narration() as progress:
-        found = api.fit_map(model, gpu=gpu, vram=vram, progress=progress, **_given(settings))
+        found = api.fit_map(model, gpu=_or_here(gpu, vram), vram=vram, progress=progress, **_given(settings))
 
     def show(console: Any) -> None:
         from fitplan.report.formula import print_map
@@ -123,6 +125,20 @@ def profile(models: list[str], out: str) -> int:
             left_out = ship(model, Path(out), lambda what, heading=heading: progress(heading + what))  # type: ignore[misc]
             print(f"{model.name}: written" + "".join(f"\n  without {one}" for one in left_out), flush=True)
     return EXIT_FITS
+
+
+def _or_here(gpu: str | None, vram: str | None) -> str | None:
+    """Where no device is named, the GPU of this machine, if there is one that can be used."""
+    if gpu is not None or vram is not None:
+        return gpu
+    from fitplan.devices.detect import AUTO, choose, detect
+    from fitplan.errors import NoUsableGpu
+
+    try:
+        choose(detect())
+    except NoUsableGpu:
+        return None
+    return AUTO
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -157,7 +157,9 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="an alias (llama-70b), a hub id, a folder or a config.json")
     device = parser.add_mutually_exclusive_group()
     device.add_argument(
-        "--gpu", metavar="NAME", help="the GPU: h100, 4090, ..., or one of this machine: auto, 0, GPU-..."
+        "--gpu",
+        metavar="NAME",
+        help="the GPU: h100, 4090, ..., or one of this machine: auto (the default if there is one), 0, GPU-...",
     )
     device.add_argument("--vram", metavar="SIZE", help="an amount of memory instead of a known GPU: 24GiB")
     _add_json(parser)
