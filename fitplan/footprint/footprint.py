@@ -4,7 +4,8 @@ A step's memory is the sum of its blocks; each has the size of a product of leng
 Of the thousands of points of a step only those are kept that can be the highest for some shape: the summits.
 """
 
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fitplan.audit import ParameterGroup
@@ -244,30 +245,34 @@ class Piece:
 
     def peaks(self, batch_sizes: Iterable[int], shape: Shape, capability: tuple[int, int]) -> list[int]:
         """``peak_allocated_bytes`` for many batch sizes of the region, the rest as in ``shape``."""
-        lines = self._lines(shape, capability)
-        if lines is None:
-            shapes = (replace(shape, batch_size=batch) for batch in batch_sizes)
-            return [self.summit(one, capability).live.total(self._evaluated(one, capability)[0]) for one in shapes]
-        return [max(start + slope * batch for start, slope in lines) for batch in batch_sizes]
-
-    def _lines(self, shape: Shape, capability: tuple[int, int]) -> list[tuple[int, int]] | None:
-        """With all but the batch size fixed a summit is a straight line; ``None`` where a block must be rounded."""
         values = lengths_of(replace(shape, batch_size=1), capability)
         starts, slopes = [], []
-        for block in self.blocks:
+        loose: list[tuple[int, Callable[[int], int]]] = []
+        for number, block in enumerate(self.blocks):
             times = shape.gradient_accumulation_steps - 1 if block.per_extra_batch else 1
-            size = block.size.at(values)
-            rows = "b" in block.size.lengths
-            if {"n", "n10"} & set(block.size.lengths) or (rows and size != rounded(size)):
-                return None
-            starts.append(0 if rows else times * rounded(size))
-            slopes.append(times * size if rows else 0)
-        nothing = Live().constant
-        lines = {
-            (summit.live.total(starts), replace(summit.live, constant=nothing).total(slopes))
-            for summit in self._present(shape)
-        }
-        return [one for one in lines if not any(o != one and o[0] >= one[0] and o[1] >= one[1] for o in lines)]
+            size, lengths = block.size.at(values), block.size.lengths
+            start = slope = 0
+            if {"n", "n10"} & set(lengths):
+                loose.append((number, self._size_by_rows(block.size, times, shape, capability)))
+            elif "b" not in lengths:
+                start = times * rounded(size)
+            elif size == rounded(size):
+                slope = times * size
+            else:
+                loose.append((number, lambda rows, times=times, size=size: times * rounded(size * rows)))  # type: ignore[misc]
+            starts.append(start)
+            slopes.append(slope)
+        numbers = [number for number, _ in loose]
+        lines = _highest({_line(summit.live, starts, slopes, numbers) for summit in self._present(shape)})
+        found = []
+        for rows in batch_sizes:
+            sizes = [size_by_rows(rows) for _, size_by_rows in loose]
+            found.append(max(a + b * rows + sum(map(operator.mul, counts, sizes)) for a, b, counts in lines))
+        return found
+
+    @staticmethod
+    def _size_by_rows(size: Size, times: int, shape: Shape, capability: tuple[int, int]) -> Callable[[int], int]:
+        return lambda rows: times * rounded(size.at(lengths_of(replace(shape, batch_size=rows), capability)))
 
     def _present(self, shape: Shape) -> Sequence[Summit]:
         if shape.gradient_accumulation_steps > 1:
@@ -316,6 +321,28 @@ def piece_at_point(
         for g in parameters
     )
     return Piece(region, (block,), summits, kinds, Live(), groups)
+
+
+Line = tuple[int, int, tuple[int, ...]]
+"""With all but the batch size fixed: bytes at no rows, bytes a row, and counts of the blocks that must be rounded."""
+
+
+def _line(live: Live, starts: list[int], slopes: list[int], loose: list[int]) -> Line:
+    start, slope = sum(live.constant), 0
+    for number, count in live.blocks:
+        start += count * starts[number]
+        slope += count * slopes[number]
+    counts = dict(live.blocks)
+    return start, slope, tuple(counts.get(number, 0) for number in loose)
+
+
+def _highest(lines: set[Line]) -> list[Line]:
+    """The lines that no other exceeds in every part."""
+    kept: list[Line] = []
+    for line in sorted(lines, reverse=True):
+        if not any(o[1] >= line[1] and all(map(operator.ge, o[2], line[2])) for o in kept):
+            kept.append(line)
+    return kept
 
 
 _RANK = {Phase.OPTIMIZER: 1, Phase.ZERO_GRAD: 2}
