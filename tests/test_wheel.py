@@ -14,7 +14,7 @@ def light(request: pytest.FixtureRequest) -> Path:
     folder = request.config.getoption("--installed")
     if not folder:
         pytest.skip("needs an environment with the wheel: make test-wheel")
-    return Path(folder) / "bin"
+    return Path(folder).resolve() / "bin"
 
 
 def _run(light: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
