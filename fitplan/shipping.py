@@ -1,5 +1,6 @@
 """The footprints that ship: which setups they are for, and how their files are made."""
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -117,7 +118,12 @@ def _optimizer(
     try:
         return [(ranks, survey.optimizer())]
     except NoFormula:
-        return [((rank, rank), survey.optimizer_at(rank)) for rank in RANKS]
+        pass
+    found = []
+    for rank in RANKS:
+        with contextlib.suppress(NoFormula):  # then a job with this rank is traced
+            found.append(((rank, rank), survey.optimizer_at(rank)))
+    return found
 
 
 def _checked(
