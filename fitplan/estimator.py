@@ -13,7 +13,7 @@ from fitplan.footprint.store import StoredFootprint, find_cached, find_shipped, 
 from fitplan.memory import MemoryEstimate, estimate_trace
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
-from fitplan.tracer import Progress, installed_versions, trace_job
+from fitplan.tracer import Progress, installed_versions, needed_for, trace_job
 
 if TYPE_CHECKING:
     from fitplan.footprint.survey import Survey
@@ -136,8 +136,14 @@ def surveyed(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, in
 
 
 def survey_of(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> "Survey":
-    """The survey that finds the footprint of a setup."""
-    from fitplan.footprint.survey import LONGEST, Survey
+    """The survey that finds the footprint of a setup.
+
+    Raises:
+        MissingDependency: what a survey needs is not installed.
+
+    """
+    with needed_for("tracing a model"):
+        from fitplan.footprint.survey import LONGEST, Survey
 
     def trace_at(shape: Shape) -> "TracedRun":
         rank = {"lora_r": shape.lora_r} if setup.lora_r else {}

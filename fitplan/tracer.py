@@ -37,6 +37,22 @@ def installed_versions() -> dict[str, str]:
     return {library: found[library] for library in LIBRARIES if library in found}
 
 
+@contextlib.contextmanager
+def needed_for(what: str) -> Iterator[None]:
+    """Inside, a package that is not there is told in one sentence.
+
+    Raises:
+        MissingDependency: an import failed.
+
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependency(
+            f"{what} needs {error.name or 'torch'}, which is not installed; pip install 'fitplan[torch]'"
+        ) from error
+
+
 def trace_job(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> "TracedRun":
     """The training step of ``setup``, traced for a GPU of that compute capability.
 
@@ -48,14 +64,10 @@ def trace_job(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, i
     """
     progress(f"{setup.method}: importing torch and transformers")
     with quiet():
-        try:
+        with needed_for("tracing a model"):
             from fitplan.step.architecture import load_config
             from fitplan.trace.kernels import Gpu
             from fitplan.trace.tracing import trace_training
-        except ImportError as error:
-            raise MissingDependency(
-                f"tracing a model needs {error.name or 'torch'}, which is not installed; pip install 'fitplan[torch]'"
-            ) from error
         try:
             return trace_training(
                 load_config(model.settings),

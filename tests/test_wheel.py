@@ -45,6 +45,16 @@ def test_what_needs_torch_says_so(light: Path, tmp_path: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_formula_that_does_not_ship_says_so(light: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text((Path(__file__).parent.parent / "profiles/models/llama-3.2-1b/config.json").read_text())
+    for command in ("explain", "map"):
+        done = _run(light, command, str(config), "--gpu", "4090")
+        assert done.returncode == 2
+        assert "pip install 'fitplan[torch]'" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_commands_answer_without_torch(light: Path) -> None:
     for arguments in (["models"], ["gpus"], ["explain", "llama-8b"], ["map", "llama-8b", "--gpu", "4090"]):
         document = json.loads(_run(light, *arguments, "--json").stdout)
