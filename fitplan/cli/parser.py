@@ -46,9 +46,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, dest=argparse.SUPPRESS, help="show the version")
     add = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser).add_parser
     _add_check(add)
-    _add_advise(add)
-    _add_explain(add)
-    _add_map(add)
+    for name, run, what, epilog in _ONE_SETUP:
+        command = _command(add, name, run, what, epilog)
+        _add_job(command)
+        _add_settings(command, method="qlora")
     _add_gpus(add)
     _add_models(add)
     _add_profile(add)
@@ -80,42 +81,29 @@ def _add_check(add: Add) -> None:
     _add_settings(check)
 
 
-def _add_advise(add: Add) -> None:
-    advise = _command(
-        add,
+_ONE_SETUP: tuple[tuple[str, Callable[..., int], str, str], ...] = (
+    (
         "advise",
         commands.advise,
         "what to change so that a fine-tune fits a GPU, or makes better use of it",
         "examples:\n"
         "  fitplan advise llama-70b --gpu H100 --method lora\n"
         "  fitplan advise llama-8b --gpu 4090 --seq-len 8192   what is given stays as it is",
-    )
-    _add_job(advise)
-    _add_settings(advise, method="qlora")
-
-
-def _add_explain(add: Add) -> None:
-    explain = _command(
-        add,
+    ),
+    (
         "explain",
         commands.explain,
         "the formula of the peak, term by term, and how it moves with the job's shape",
         "example:\n  fitplan explain llama-8b --method qlora --seq-len 4096",
-    )
-    _add_job(explain)
-    _add_settings(explain, method="qlora")
-
-
-def _add_map(add: Add) -> None:
-    fit_map = _command(
-        add,
+    ),
+    (
         "map",
         commands.fit_map,
         "the largest batch for each length, and the longest sequence for each batch",
         "example:\n  fitplan map llama-8b --method lora --gpu 4090",
-    )
-    _add_job(fit_map)
-    _add_settings(fit_map, method="qlora")
+    ),
+)
+"""Commands about one setup: name, function, what they tell, examples."""
 
 
 def _add_gpus(add: Add) -> None:

@@ -65,9 +65,9 @@ def find_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int
     wanted, rank = recipe_of(setup), setup.lora_r or 0
     for place, entry in enumerate(header["footprints"], 1):
         if _answers(entry, wanted):
-            by_rank = header["optimizers"][entry["optimizers"]][str(setup.optim)]
+            by_rank = _optimizers(model.name, entry["optimizers"], setup.optim)
             added = next((part for least, most, part in by_rank if least <= rank <= most), None)
-            return added and StoredFootprint(_footprint(model.name, place), optimizer_from_dict(added), "shipped")
+            return StoredFootprint(_footprint(model.name, place), added, "shipped") if added else None
     return None
 
 
@@ -92,6 +92,13 @@ def _footprint(name: str, place: int) -> Footprint:
     """The footprint in one line of a model's file."""
     lines = _shipped(name) or []
     return footprint_from_dict(json.loads(lines[place]) | {"versions": _header(name)["versions"]})
+
+
+@cache
+def _optimizers(name: str, key: str, optim: Optim) -> tuple[tuple[int, int, OptimizerFootprint], ...]:
+    """What an optimizer adds: from rank, to rank, footprint."""
+    by_rank = _header(name)["optimizers"][key][str(optim)]
+    return tuple((least, most, optimizer_from_dict(part)) for least, most, part in by_rank)
 
 
 @cache
