@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from fitplan.audit import ParameterGroup
 from fitplan.errors import ModelNotSupported
-from fitplan.footprint.footprint import Footprint, piece_at_point
+from fitplan.footprint.footprint import Footprint, Piece, piece_at_point
+from fitplan.footprint.overhead import replayed
 from fitplan.footprint.recipe import shape_of
 from fitplan.footprint.size import NoFormula, Shape
 from fitplan.footprint.store import StoredFootprint, find_cached, find_shipped, keep
@@ -58,7 +59,7 @@ def answer(
     piece = stored.piece(shape)
     assert piece is not None, "what was found holds for the shape"
     return Answer(
-        piece.estimate(shape, capability),
+        estimate_of(piece, setup, capability),
         piece.groups(shape),
         stored.resolved(setup),
         stored.source,
@@ -71,7 +72,14 @@ def known_estimate(model: ModelConfig, setup: TrainingSetup, capability: tuple[i
     shape = shape_of(setup)
     stored = find_stored(model, setup, capability, lambda s: s.piece(shape) is not None)
     piece = stored.piece(shape) if stored else None
-    return piece.estimate(shape, capability) if piece else None
+    return estimate_of(piece, setup, capability) if piece else None
+
+
+def estimate_of(piece: Piece, setup: TrainingSetup, capability: tuple[int, int]) -> MemoryEstimate:
+    """What a job needs, with what the caching allocator adds."""
+    shape = shape_of(setup)
+    overhead = piece.overhead(shape, expandable=setup.expandable_segments)
+    return replace(piece.estimate(shape, capability), allocator=overhead)
 
 
 def find_stored(
@@ -91,16 +99,11 @@ def find_stored(
 def _traced(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> Answer:
     """A trace of this very shape, which is kept for the next time."""
     run = trace_job(model, setup, capability, progress)
-    found = Answer(
-        estimate_trace(run.trace),
-        run.parameters,
-        setup.with_(attn=run.attention, task=run.task),
-        TRACE,
-        installed_versions(),
-    )
-    piece = piece_at_point(found.estimate, found.parameters, shape_of(setup), capability)
-    keep(model, setup, capability, Footprint((piece,), run.attention, run.task, found.versions))
-    return found
+    shape, versions = shape_of(setup), installed_versions()
+    piece = piece_at_point(estimate_trace(run.trace), run.parameters, shape, capability, replayed(run.trace, shape))
+    keep(model, setup, capability, Footprint((piece,), run.attention, run.task, versions))
+    resolved = setup.with_(attn=run.attention, task=run.task)
+    return Answer(estimate_of(piece, setup, capability), run.parameters, resolved, TRACE, versions)
 
 
 def footprint_of(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from fitplan.allocator.blocks import Block
 from fitplan.allocator.caching import CachingAllocator
 from fitplan.allocator.settings import AllocatorSettings
-from fitplan.memory import moment_title
+from fitplan.cuda import rounded
+from fitplan.memory import AllocatorOverhead, moment_title
 from fitplan.trace.events import Moment, Trace
 
 
@@ -34,6 +35,7 @@ class Replay:
     Attributes:
         peak_allocated_bytes: blocks handed out, as ``torch.cuda.max_memory_allocated``. They include the remainders of
             up to 1 MiB that the pool of large blocks does not split off.
+        peak_blocks_bytes: what the program asked for, each block rounded up to 512 bytes.
         peak_requested_bytes: what the program asked for, as ``requested_bytes.all.peak`` in ``memory_stats``.
         peak_reserved_bytes: taken from the driver, as ``torch.cuda.max_memory_reserved``.
         reserved_at_peak_allocated: reserved bytes when the allocated bytes first peaked.
@@ -48,6 +50,7 @@ class Replay:
     """
 
     peak_allocated_bytes: int
+    peak_blocks_bytes: int
     peak_requested_bytes: int
     peak_reserved_bytes: int
     reserved_at_peak_allocated: int
@@ -70,7 +73,7 @@ def replay(trace: Trace, settings: AllocatorSettings | None = None, limit_bytes:
     malloc, free = allocator.malloc, allocator.free
     sizes = [allocation.size for allocation in trace.allocations]
     blocks: list[Block | None] = [None] * len(sizes)
-    allocated = requested = reserved = reserved_then = inactive = large = 0
+    blocks_bytes = most_blocks_bytes = allocated = requested = reserved = reserved_then = inactive = large = 0
     peak: Moment | None = None
     failed: OutOfMemory | None = None
     for event, moment in zip(trace.events, trace.moments, strict=True):
@@ -79,6 +82,7 @@ def replay(trace: Trace, settings: AllocatorSettings | None = None, limit_bytes:
             if block is not None:
                 free(block)
                 blocks[~event] = None
+                blocks_bytes -= rounded(sizes[~event])
             continue
         size = sizes[event]
         if not size:
@@ -92,6 +96,9 @@ def replay(trace: Trace, settings: AllocatorSettings | None = None, limit_bytes:
                 moment=moment_title(moment, trace),
             )
             break
+        blocks_bytes += rounded(size)
+        if blocks_bytes > most_blocks_bytes:
+            most_blocks_bytes = blocks_bytes
         if allocator.requested > requested:
             requested = allocator.requested
         if allocator.reserved > reserved:
@@ -100,6 +107,7 @@ def replay(trace: Trace, settings: AllocatorSettings | None = None, limit_bytes:
             allocated, reserved_then, large = allocator.allocated, allocator.reserved, allocator.large_blocks
     return Replay(
         peak_allocated_bytes=allocated,
+        peak_blocks_bytes=most_blocks_bytes,
         peak_requested_bytes=requested,
         peak_reserved_bytes=reserved,
         reserved_at_peak_allocated=reserved_then,
@@ -109,4 +117,11 @@ def replay(trace: Trace, settings: AllocatorSettings | None = None, limit_bytes:
         reserved_moment=moment_title(peak, trace) if peak is not None else "",
         releases_under_pressure=allocator.releases_under_pressure,
         out_of_memory=failed,
+    )
+
+
+def added_by_allocator(run: Replay) -> AllocatorOverhead:
+    """What the allocator added to the blocks of the trace."""
+    return AllocatorOverhead(
+        run.peak_allocated_bytes - run.peak_blocks_bytes, run.peak_reserved_bytes - run.peak_allocated_bytes
     )

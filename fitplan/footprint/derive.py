@@ -1,7 +1,7 @@
 """From two traces of different shape to the formula that gives both, and all between."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from fitplan.cuda import LARGE_BLOCK, rounded
 from fitplan.footprint.envelope import Counts, Envelope
 from fitplan.footprint.footprint import CATEGORIES, Block, Live, OptimizerFootprint, Piece, Region, Summit
+from fitplan.footprint.overhead import OverheadSample, replayed
 from fitplan.footprint.size import Lengths, NoFormula, Shape, Size, lengths_of, size_through
 from fitplan.memory import estimate_trace, moment_title
 from fitplan.phase import Phase
@@ -82,8 +83,12 @@ class Corner:
         return ""
 
 
-def derive(low: Corner, high: Corner, region: Region) -> tuple[Piece, OptimizerFootprint]:
+def derive(
+    low: Corner, high: Corner, region: Region, sampled: Sequence[Shape] = ()
+) -> tuple[Piece, OptimizerFootprint]:
     """The formula of a step from its traces at two corners of ``region``, and what its optimizer adds.
+
+    At the shapes ``sampled``, of one micro-batch, the caching allocator is asked what it adds.
 
     Raises:
         NotAlike: the corners do not run the same operators, or the formula does not give them back.
@@ -92,12 +97,13 @@ def derive(low: Corner, high: Corner, region: Region) -> tuple[Piece, OptimizerF
     """
     if difference := low.differs_from(high):
         raise NotAlike(difference)
-    piece, optimizer = _Derivation(low, high, region).run()
+    derivation = _Derivation(low, high, region)
+    piece, optimizer = derivation.run()
     whole = piece.with_optimizer(optimizer)
     for corner in (low, high):
         if whole.estimate(corner.shape, corner.capability) != estimate_trace(corner.trace):
             raise NotAlike(f"the formula does not give the trace at {corner.shape}")
-    return piece, optimizer
+    return replace(piece, overheads=tuple(derivation.overhead(shape) for shape in sampled)), optimizer
 
 
 def _per_extra_batch(allocation: Allocation, last: int) -> bool:
@@ -143,6 +149,7 @@ class _Derivation:
         self._low, self._high, self._region = low, high, region
         self._columns = _Columns()
         columns = [self._columns.of(a, b, (low, high)) for a, b in zip(low.births, high.births, strict=True)]
+        self._block_of = columns
         self._blocks = self._columns.blocks
         self._count = len(self._blocks)
         self._rows = self._accumulate(columns)
@@ -207,6 +214,30 @@ class _Derivation:
             self._live(entry),
         )
         return self._without_unused(piece), self._optimizer(step_rows, entry, states, states_large)
+
+    # --- the allocator -----------------------------------------------------------------------------------------------
+
+    def overhead(self, shape: Shape) -> OverheadSample:
+        """What the caching allocator adds to a job of this shape and one micro-batch."""
+        return replayed(self._at(shape), shape)
+
+    def _at(self, shape: Shape) -> Trace:
+        """The trace that a shape would give, with one micro-batch a step."""
+        values = lengths_of(shape, self._low.capability)
+        sizes = [block.size.at(values) for block in self._blocks]
+        births, later = self._low.births, set()
+        allocations = [
+            replace(birth.allocation, size=birth.allocation.size if block is None else sizes[block])
+            for birth, block in zip(births, self._block_of, strict=True)
+        ]
+        events, moments = [], []
+        for event, moment in zip(self._low.events, self._low.moments, strict=True):
+            if event >= 0 and (moment.micro_batch or births[event].per_extra_batch):
+                later.add(event)
+            if (event if event >= 0 else ~event) not in later:
+                events.append(event)
+                moments.append(moment)
+        return Trace(allocations, events, moments, self._low.trace.stacks)
 
     def _entries(self) -> tuple[Counts, Counts]:
         """What is live when the optimizer's step begins, in both steps."""
