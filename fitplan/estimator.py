@@ -100,7 +100,13 @@ def _traced(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int
     """A trace of this very shape, which is kept for the next time."""
     run = trace_job(model, setup, capability, progress)
     shape, versions = shape_of(setup), installed_versions()
-    piece = piece_at_point(estimate_trace(run.trace), run.parameters, shape, capability, replayed(run.trace, shape))
+    piece = piece_at_point(
+        estimate_trace(run.trace),
+        run.parameters,
+        shape,
+        capability,
+        replayed([a.size for a in run.trace.allocations], run.trace.events, shape),
+    )
     keep(model, setup, capability, Footprint((piece,), run.attention, run.task, versions))
     resolved = setup.with_(attn=run.attention, task=run.task)
     return Answer(estimate_of(piece, setup, capability), run.parameters, resolved, TRACE, versions)

@@ -103,7 +103,7 @@ def derive(
     for corner in (low, high):
         if whole.estimate(corner.shape, corner.capability) != estimate_trace(corner.trace):
             raise NotAlike(f"the formula does not give the trace at {corner.shape}")
-    return replace(piece, overheads=tuple(derivation.overhead(shape) for shape in sampled)), optimizer
+    return replace(piece, overheads=derivation.overheads(sampled)), optimizer
 
 
 def _per_extra_batch(allocation: Allocation, last: int) -> bool:
@@ -217,27 +217,25 @@ class _Derivation:
 
     # --- the allocator -----------------------------------------------------------------------------------------------
 
-    def overhead(self, shape: Shape) -> OverheadSample:
-        """What the caching allocator adds to a job of this shape and one micro-batch."""
-        return replayed(self._at(shape), shape)
-
-    def _at(self, shape: Shape) -> Trace:
-        """The trace that a shape would give, with one micro-batch a step."""
-        values = lengths_of(shape, self._low.capability)
-        sizes = [block.size.at(values) for block in self._blocks]
+    def overheads(self, shapes: Sequence[Shape]) -> tuple[OverheadSample, ...]:
+        """What the caching allocator adds to jobs of these shapes and one micro-batch."""
         births, later = self._low.births, set()
-        allocations = [
-            replace(birth.allocation, size=birth.allocation.size if block is None else sizes[block])
-            for birth, block in zip(births, self._block_of, strict=True)
-        ]
-        events, moments = [], []
+        events = []
         for event, moment in zip(self._low.events, self._low.moments, strict=True):
             if event >= 0 and (moment.micro_batch or births[event].per_extra_batch):
                 later.add(event)
-            if (event if event >= 0 else ~event) not in later:
+            elif event >= 0 or ~event not in later:
                 events.append(event)
-                moments.append(moment)
-        return Trace(allocations, events, moments, self._low.trace.stacks)
+        return tuple(replayed(self._sizes(shape), events, shape) for shape in shapes)
+
+    def _sizes(self, shape: Shape) -> list[int]:
+        """The size of every allocation at a shape."""
+        values = lengths_of(shape, self._low.capability)
+        sizes = [block.size.at(values) for block in self._blocks]
+        return [
+            birth.allocation.size if block is None else sizes[block]
+            for birth, block in zip(self._low.births, self._block_of, strict=True)
+        ]
 
     def _entries(self) -> tuple[Counts, Counts]:
         """What is live when the optimizer's step begins, in both steps."""

@@ -8,11 +8,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fitplan.allocator.replay import added_by_allocator, replay
+from fitplan.allocator.replay import replay_events
 from fitplan.allocator.settings import EXPANDABLE, PLAIN
 from fitplan.footprint.size import Shape
 from fitplan.memory import AllocatorOverhead
-from fitplan.trace.events import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +37,10 @@ class OverheadSample:
         return self.batch_size * self.seq_len
 
 
-def replayed(trace: Trace, shape: Shape) -> OverheadSample:
-    """What the allocator adds to a traced job of this shape."""
-    return OverheadSample(
-        shape.batch_size,
-        shape.seq_len,
-        added_by_allocator(replay(trace, PLAIN)),
-        added_by_allocator(replay(trace, EXPANDABLE)),
-    )
+def replayed(sizes: Sequence[int], events: Sequence[int], shape: Shape) -> OverheadSample:
+    """What the allocator adds to a job of this shape, whose blocks have these sizes."""
+    plain, expandable = (replay_events(sizes, events, settings).overhead for settings in (PLAIN, EXPANDABLE))
+    return OverheadSample(shape.batch_size, shape.seq_len, plain, expandable)
 
 
 def overhead_at(samples: Sequence[OverheadSample], shape: Shape, *, expandable: bool) -> AllocatorOverhead | None:

@@ -34,7 +34,7 @@ STEP = 8
 ROUNDEST = 128
 """The coarsest rounding of a length."""
 ACCUMULATION = (2, 3)
-REPLAYED_TOKENS = tuple(2**power for power in range(7, 20))
+REPLAYED_TOKENS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
 REPLAYED_ROWS = 4
 REPLAYED_RANK = 16
 
@@ -195,15 +195,15 @@ class Survey:
         return piece
 
     def _replayed(self, region: Region, rows: int) -> list[Shape]:
-        """Shapes of the region at which the caching allocator is replayed."""
+        """Shapes of the region at which the caching allocator is replayed, in order of their tokens."""
+        (shortest, longest), step = region.seq_len, region.seq_len_step
+        most = min(region.tokens, region.batch_size[1] * longest)
         rank = REPLAYED_RANK if self._ranks[1] else 0
-        most = min(region.tokens, rows * region.seq_len[1])
-        tokens = [count for count in REPLAYED_TOKENS if rows * region.seq_len[0] <= count <= most]
-        lengths = {
-            max(region.seq_len[0], count // rows // region.seq_len_step * region.seq_len_step) for count in tokens
-        }
-        edges = {region.seq_len[0], most // rows // region.seq_len_step * region.seq_len_step}
-        return [Shape(rows, length, rank) for length in sorted(lengths | edges)]
+        shapes = []
+        for tokens in (*(count for count in REPLAYED_TOKENS if rows * shortest <= count < most), most):
+            enough = max(rows, -(-tokens // longest))
+            shapes.append(Shape(enough, max(shortest, tokens // enough // step * step), rank))
+        return shapes
 
     def _corner(self, rows: int, length: int, *, high: bool) -> Corner:
         return self._traced(Shape(rows, length, self._ranks[high], ACCUMULATION[high]))
