@@ -87,8 +87,7 @@ def draw_map(model: ModelConfig, setup: TrainingSetup, shape: Shape, stored: Sto
     def estimate(batch_size: int, seq_len: int) -> MemoryEstimate | None:
         at = replace(shape, batch_size=batch_size, seq_len=seq_len)
         piece = next((piece for piece in pieces if at in piece.region), None)
-        shaped = setup.with_(batch_size=batch_size, seq_len=seq_len)
-        return estimate_of(piece, shaped, gpu.capability) if piece else None
+        return estimate_of(piece, model, setup, at, gpu.capability) if piece else None
 
     reach = max(piece.region.seq_len[1] for piece in pieces)
 

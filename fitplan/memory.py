@@ -57,6 +57,7 @@ class MemoryEstimate:
         moments: the highest point of each kind of moment, in the order in which they first come.
         large_blocks: allocations above 1 MiB that live at the peak.
         allocator: what the caching allocator adds; ``None`` where it is not known.
+        paged_bytes: optimizer states in managed memory, which moves to the host where the GPU has no room.
 
     """
 
@@ -64,6 +65,7 @@ class MemoryEstimate:
     moments: tuple[MemoryMoment, ...]
     large_blocks: int
     allocator: AllocatorOverhead | None = None
+    paged_bytes: int = 0
 
     @property
     def peak_reserved_bytes(self) -> int | None:

@@ -29,6 +29,7 @@ if not hasattr(import_utils, "is_flash_attn_greater_or_equal"):
 
 from fitplan.allocator.replay import replay
 from fitplan.cuda import GRANULE, cublas_workspace
+from fitplan.devices.context import context_on
 from fitplan.devices.device import find_device
 from fitplan.memory import estimate_trace
 from fitplan.phase import Phase
@@ -41,7 +42,7 @@ from fitplan.trace.kernels import Gpu
 from fitplan.trace.meta import meta_device
 from fitplan.trace.recorder import Recorder
 from fitplan.trace.tracing import trace_training
-from fitplan.verdict import CUDA_CONTEXT_BYTES, device_bytes, judge
+from fitplan.verdict import judge
 
 BEFORE_TRAINING = (Phase.LOAD, Phase.PREPARE)
 """``transformers.Trainer`` resets its memory counters when these are over."""
@@ -75,12 +76,12 @@ def trainer_peak(job: Job) -> Result:
         key=lambda found: found[0],
     )
     gpu = find_device(job["gpu"])
-    made = replay(run.trace, limit_bytes=gpu.usable_bytes - CUDA_CONTEXT_BYTES)
+    made = replay(run.trace, limit_bytes=gpu.usable_bytes - context_on(gpu).bytes)
     estimate = replace(estimate_trace(run.trace), allocator=made.peaks.overhead)
     return {
         "peak": peak,
         "moment": moment.name,
-        "device": device_bytes(estimate),
+        "device": judge(estimate, gpu).memory.bytes,
         "verdict": judge(estimate, gpu).fit,
     }
 

@@ -34,7 +34,8 @@ STEP = 8
 ROUNDEST = 128
 """The coarsest rounding of a length."""
 ACCUMULATION = (2, 3)
-REPLAYED_TOKENS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
+REPLAYED_TOKENS = (512, 1024, 2048, 4096, 8192, 16_384, 65_536)
+"""What the allocator adds is much the same for as many tokens in one row or in several, so these get every other."""
 REPLAYED_ROWS = 4
 REPLAYED_RANK = 16
 
@@ -200,7 +201,8 @@ class Survey:
         most = min(region.tokens, region.batch_size[1] * longest)
         rank = REPLAYED_RANK if self._ranks[1] else 0
         shapes = []
-        for tokens in (*(count for count in REPLAYED_TOKENS if rows * shortest <= count < most), most):
+        counts = REPLAYED_TOKENS if rows == 1 else REPLAYED_TOKENS[1::2]
+        for tokens in (*(count for count in counts if rows * shortest <= count < most), most):
             enough = max(rows, -(-tokens // longest))
             shapes.append(Shape(enough, max(shortest, tokens // enough // step * step), rank))
         return shapes
