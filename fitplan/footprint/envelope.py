@@ -94,14 +94,16 @@ class Envelope:
         needed = self._polynomials[other] - self._polynomials[last]
         if (needed[above == 0] > 0).any():
             return False
-        shares = [Fraction(int(n), int(a)) for n, a in zip(needed, above, strict=True) if a]
-        least = max((s for s, a in zip(shares, above[above != 0], strict=True) if a > 0), default=Fraction(0))
-        most = min((s for s, a in zip(shares, above[above != 0], strict=True) if a < 0), default=Fraction(1))
+        pairs = set(zip(needed.tolist(), above.tolist(), strict=True))
+        least = max((Fraction(n, a) for n, a in pairs if a > 0), default=Fraction(0))
+        most = min((Fraction(n, a) for n, a in pairs if a < 0), default=Fraction(1))
         least, most = max(least, Fraction(0)), min(most, Fraction(1))
         return least <= most and not all(self._rounds_beyond(other, first, last, share) for share in (least, most))
 
     def _rounds_beyond(self, other: int, first: int, last: int, share: Fraction) -> bool:
-        mean = [
-            share * int(a) + (1 - share) * int(b) for a, b in zip(self._loose[first], self._loose[last], strict=True)
-        ]
-        return any(int(n) > m for n, m in zip(self._loose[other], mean, strict=True))
+        counts, a, b = self._loose[other], self._loose[first], self._loose[last]
+        open_ = np.flatnonzero(counts > np.minimum(a, b))  # elsewhere no mean is less
+        return any(
+            int(n) > share * int(x) + (1 - share) * int(y)
+            for n, x, y in zip(counts[open_], a[open_], b[open_], strict=True)
+        )

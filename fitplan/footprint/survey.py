@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from fitplan.errors import InputError
 from fitplan.footprint.derive import Corner, derive
 from fitplan.footprint.footprint import Footprint, GroupFormula, OptimizerFootprint, Piece, Region
+from fitplan.footprint.overhead import OverheadSample
 from fitplan.footprint.size import NoFormula, Shape, size_through
 from fitplan.memory import estimate_trace
+from fitplan.setup import Attention
 
 if TYPE_CHECKING:
     from fitplan.trace.tracing import TracedRun
@@ -35,7 +37,6 @@ ROUNDEST = 128
 """The coarsest rounding of a length."""
 ACCUMULATION = (2, 3)
 REPLAYED_TOKENS = (512, 1024, 2048, 4096, 8192, 16_384, 65_536)
-"""What the allocator adds is much the same for as many tokens in one row or in several, so these get every other."""
 REPLAYED_ROWS = 4
 REPLAYED_RANK = 16
 
@@ -98,7 +99,7 @@ class Survey:
             piece, added = self._one_row(stretch)
             optimizer = optimizer or added
             parameters = self._parameters(stretch)
-            found = [piece, *self._several_rows(stretch)]
+            found = [piece, *self._several_rows(stretch, piece.overheads)]
             pieces += [replace(one, parameters=parameters) for one in found]
         assert optimizer is not None, "there is at least one stretch"
         run = next(iter(self._corners.values()))[1]
@@ -172,20 +173,26 @@ class Survey:
     def _one_row(self, stretch: _Stretch) -> tuple[Piece, OptimizerFootprint]:
         low, high = self._corner(1, stretch.low, high=False), self._corner(1, stretch.high, high=True)
         region = Region((1, 1), (stretch.first, stretch.high), stretch.step, self._ranks, stretch.high)
-        piece, optimizer = derive(low, high, region, self._replayed(region, 1))
+        piece, optimizer = derive(low, high, region, self._replayed(region, 1, 0))
         return self._where_it_holds(piece, optimizer, stretch), optimizer
 
-    def _several_rows(self, stretch: _Stretch) -> list[Piece]:
-        """A piece, or none where there is no formula."""
+    def _several_rows(self, stretch: _Stretch, one_row: tuple[OverheadSample, ...]) -> list[Piece]:
+        """A piece, or none where there is no formula.
+
+        What the allocator adds is taken from one row of as many tokens, except where attention keeps a matrix a row.
+        """
         long = min(stretch.high, max(LONG, 2 * stretch.low)) // stretch.step * stretch.step
         rows = min(ROWS[1], TOKENS // long)
         region = Region((ROWS[0], rows), (stretch.first, stretch.high), stretch.step, self._ranks, TOKENS)
         low, high = self._corner(ROWS[0], stretch.low, high=False), self._corner(rows, long, high=True)
+        known = () if self._corners[low.shape][1].attention is Attention.EAGER else one_row
+        reach = known[-1].tokens if known else 0
         try:
-            piece, optimizer = derive(low, high, region, self._replayed(region, REPLAYED_ROWS))
+            piece, optimizer = derive(low, high, region, self._replayed(region, REPLAYED_ROWS, reach))
         except NoFormula:
             return []
-        return [self._where_it_holds(piece, optimizer, stretch)]
+        whole = replace(piece, overheads=known + piece.overheads)
+        return [self._where_it_holds(whole, optimizer, stretch)]
 
     def _where_it_holds(self, piece: Piece, optimizer: OptimizerFootprint, stretch: _Stretch) -> Piece:
         """The piece, if it gives the trace of the stretch's first length; else without what is before the corner."""
@@ -195,14 +202,13 @@ class Survey:
                 return replace(piece, region=replace(piece.region, seq_len=(stretch.low, stretch.high)))
         return piece
 
-    def _replayed(self, region: Region, rows: int) -> list[Shape]:
-        """Shapes of the region at which the caching allocator is replayed, in order of their tokens."""
+    def _replayed(self, region: Region, rows: int, beyond: int) -> list[Shape]:
+        """Shapes of the region of more tokens at which the caching allocator is replayed, in order of their tokens."""
         (shortest, longest), step = region.seq_len, region.seq_len_step
-        most = min(region.tokens, region.batch_size[1] * longest)
+        least, most = max(rows * shortest, beyond + 1), min(region.tokens, region.batch_size[1] * longest)
         rank = REPLAYED_RANK if self._ranks[1] else 0
         shapes = []
-        counts = REPLAYED_TOKENS if rows == 1 else REPLAYED_TOKENS[1::2]
-        for tokens in (*(count for count in counts if rows * shortest <= count < most), most):
+        for tokens in (*(count for count in REPLAYED_TOKENS if least <= count < most), most):
             enough = max(rows, -(-tokens // longest))
             shapes.append(Shape(enough, max(shortest, tokens // enough // step * step), rank))
         return shapes
