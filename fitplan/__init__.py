@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fitplan.api import fit_map as fit_map
     from fitplan.audit import ParameterGroup as ParameterGroup
     from fitplan.devices.device import Device as Device
+    from fitplan.emit import emit_script as emit_script
     from fitplan.errors import FitplanError as FitplanError
     from fitplan.errors import InputError as InputError
     from fitplan.errors import MissingDependency as MissingDependency
@@ -50,6 +51,7 @@ _HOMES = {
     "Verdict": "fitplan.verdict",
     "advise": "fitplan.api",
     "check": "fitplan.api",
+    "emit_script": "fitplan.emit",
     "estimate": "fitplan.api",
     "explain": "fitplan.api",
     "fit_map": "fitplan.api",

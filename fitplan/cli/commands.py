@@ -3,24 +3,40 @@
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fitplan.cli.console import EXIT_DOES_NOT_FIT, EXIT_FITS, Narration
+from fitplan.errors import InputError
+
+if TYPE_CHECKING:
+    from fitplan.advice import AdviceReport
+    from fitplan.plan import CheckReport
 
 
 def check(
-    model: str, gpu: str | None, vram: str | None, method: str | None, trace: bool, as_json: bool, **settings: Any
+    model: str,
+    gpu: str | None,
+    vram: str | None,
+    method: str | None,
+    trace: bool,
+    as_json: bool,
+    emit: str | None,
+    **settings: Any,
 ) -> int:
     """``fitplan check``."""
     from fitplan import api
-    from fitplan.verdict import Fit
+    from fitplan.emit import ONE_METHOD
 
+    if emit is not None and method is None:
+        raise InputError(ONE_METHOD)
     with Narration() as progress:
         report = api.check(
             model, gpu=_or_here(gpu, vram), vram=vram, method=method, trace=trace, progress=progress, **_given(settings)
         )
     for warning in report.warnings:
         print(f"fitplan: note: {warning}", file=sys.stderr)
+    if emit is not None:
+        return _emit(report, emit)
 
     def show(console: Any) -> None:
         from fitplan.report.terminal import print_check
@@ -28,6 +44,13 @@ def check(
         print_check(report, console)
 
     _answer(as_json, report.to_dict, show)
+    return _verdict_code(report)
+
+
+def _verdict_code(report: "CheckReport") -> int:
+    """The exit code of a check: does not fit, if no plan does."""
+    from fitplan.verdict import Fit
+
     verdicts = [plan.verdict.fit for plan in report.plans if plan.verdict is not None]
     return EXIT_DOES_NOT_FIT if verdicts and all(fit is Fit.DOES_NOT_FIT for fit in verdicts) else EXIT_FITS
 
@@ -51,13 +74,15 @@ def explain(model: str, gpu: str | None, vram: str | None, as_json: bool, **sett
     return EXIT_FITS
 
 
-def advise(model: str, gpu: str | None, vram: str | None, as_json: bool, **settings: Any) -> int:
+def advise(model: str, gpu: str | None, vram: str | None, as_json: bool, emit: str | None, **settings: Any) -> int:
     """``fitplan advise``."""
     from fitplan import api
     from fitplan.verdict import Fit
 
     with Narration() as progress:
         found = api.advise(model, gpu=_or_here(gpu, vram), vram=vram, progress=progress, **_given(settings))
+    if emit is not None:
+        return _emit(_best(model, found), emit)
 
     def show(console: Any) -> None:
         from fitplan.report.advice import print_advice
@@ -66,6 +91,16 @@ def advise(model: str, gpu: str | None, vram: str | None, as_json: bool, **setti
 
     _answer(as_json, found.to_dict, show)
     return EXIT_DOES_NOT_FIT if found.advice.asked.verdict.fit is Fit.DOES_NOT_FIT else EXIT_FITS
+
+
+def _best(model: str, found: "AdviceReport") -> "CheckReport":
+    """The check of the best settings that were found."""
+    from fitplan import api
+
+    best = found.advice.best or found.advice.fix
+    if best is None:
+        raise InputError(f"no settings are known with which {found.model.name} fits {found.gpu.name}: none are emitted")
+    return api.check(model, gpu=found.gpu, **best.setup.to_dict())
 
 
 def fit_map(model: str, gpu: str | None, vram: str | None, as_json: bool, **settings: Any) -> int:
@@ -144,6 +179,17 @@ def _or_here(gpu: str | None, vram: str | None) -> str | None:
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that were typed."""
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def _emit(report: "CheckReport", form: str) -> int:
+    """The settings on stdout, the verdict on stderr; the exit code of the check."""
+    from fitplan.emit import emit_script, settings_document
+    from fitplan.report.terminal import headline
+
+    text = emit_script(report) if form == "python" else json.dumps(settings_document(report), indent=1) + "\n"
+    print(text, end="")
+    print(f"fitplan: {' '.join(headline(report.plans[0]).plain.split())}", file=sys.stderr)
+    return _verdict_code(report)
 
 
 def _answer(as_json: bool, document: Callable[[], dict[str, Any]], show: Callable[[Any], None]) -> None:

@@ -29,6 +29,7 @@ examples:
   fitplan check mistral-7b --method qlora --gpu 4090 --seq-len 4096 --batch-size 2
   fitplan check ./my-model --method lora --lora-r 64 --target-modules q_proj,v_proj --vram 24GiB
   fitplan check Qwen/Qwen2.5-7B --method full --optim adamw_8bit --json > plan.json
+  fitplan check llama-8b --method qlora --gpu 4090 --emit python > train.py
 
 exit codes: 0 fits or tight, 1 does not fit, 2 bad input, 3 no usable GPU here
 """
@@ -48,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_check(add)
     for name, run, what, epilog in _ONE_SETUP:
         command = _command(add, name, run, what, epilog)
-        _add_job(command)
+        _add_job(command, emits=run is commands.advise)
         _add_settings(command, method="qlora")
     _add_gpus(add)
     _add_models(add)
@@ -76,7 +77,7 @@ def _add_check(add: Add) -> None:
     check = _command(
         add, "check", commands.check, "predict the memory of a fine-tune and judge it against a GPU", _EXAMPLES
     )
-    _add_job(check)
+    _add_job(check, emits=True)
     check.add_argument("--trace", action="store_true", help="trace the step even where its footprint is known")
     _add_settings(check)
 
@@ -88,7 +89,8 @@ _ONE_SETUP: tuple[tuple[str, Callable[..., int], str, str], ...] = (
         "what to change so that a fine-tune fits a GPU, or makes better use of it",
         "examples:\n"
         "  fitplan advise llama-70b --gpu H100 --method lora\n"
-        "  fitplan advise llama-8b --gpu 4090 --seq-len 8192   what is given stays as it is",
+        "  fitplan advise llama-8b --gpu 4090 --seq-len 8192   what is given stays as it is\n"
+        "  fitplan advise llama-8b --gpu 4090 --emit python > train.py   the best settings that were found",
     ),
     (
         "explain",
@@ -141,7 +143,7 @@ def _add_profile(add: Add) -> None:
     profile.add_argument("--out", metavar="FOLDER", required=True, help="where MODEL/footprints.json.xz is written")
 
 
-def _add_job(parser: argparse.ArgumentParser) -> None:
+def _add_job(parser: argparse.ArgumentParser, *, emits: bool) -> None:
     parser.add_argument("model", metavar="MODEL", help="an alias (llama-70b), a hub id, a folder or a config.json")
     device = parser.add_mutually_exclusive_group()
     device.add_argument(
@@ -150,10 +152,17 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
         help="the GPU: h100, 4090, ..., or one of this machine: auto (the default if there is one), 0, GPU-...",
     )
     device.add_argument("--vram", metavar="SIZE", help="an amount of memory instead of a known GPU: 24GiB")
-    _add_json(parser)
+    form = parser.add_mutually_exclusive_group()
+    _add_json(form)
+    if emits:
+        form.add_argument(
+            "--emit",
+            choices=("python", "json"),
+            help="print a training script, or a document, with these very settings",
+        )
 
 
-def _add_json(parser: argparse.ArgumentParser) -> None:
+def _add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--json", action="store_true", dest="as_json", help="print one JSON document instead of a table"
     )

@@ -29,6 +29,10 @@ class CatalogEntry:
         """The model's ``config.json``."""
         return dict(read_json(f"models/{self.name}/config.json"))
 
+    def published(self, spelling: str) -> str | None:
+        """The hub id that ``spelling`` is, else that of the model itself; ``None`` if it was never published."""
+        return next((one for one in self.hub_ids if one.lower() == spelling.lower()), next(iter(self.hub_ids), None))
+
 
 @cache
 def catalog() -> tuple[CatalogEntry, ...]:

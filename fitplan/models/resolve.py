@@ -22,12 +22,14 @@ class ModelConfig:
         name: what to call it.
         source: where it came from: ``"shipped"``, ``"file"``, ``"cache"``, ``"hub"`` or ``"given"``.
         settings: the content of ``config.json``.
+        pretrained: what ``from_pretrained`` takes for its weights, a hub id or a folder; ``None`` where none is known.
 
     """
 
     name: str
     source: str
     settings: Mapping[str, Any]
+    pretrained: str | None = None
 
     @property
     def architecture(self) -> str:
@@ -63,13 +65,14 @@ def resolve_model(model: Any) -> ModelConfig:
     """
     if hasattr(model, "to_dict") and hasattr(model, "model_type"):
         settings = model.to_dict()
-        return _checked(ModelConfig(getattr(model, "name_or_path", "") or model.model_type, "given", settings))
+        known = getattr(model, "name_or_path", "") or None
+        return _checked(ModelConfig(known or model.model_type, "given", settings, known))
     if not isinstance(model, str | Path):
         raise InputError(f"a model is a name, a path or a PretrainedConfig, not {type(model).__name__}")
     text = str(model)
     shipped = spellings().get(text.lower())
     if shipped is not None:
-        return ModelConfig(shipped.name, "shipped", shipped.config())
+        return ModelConfig(shipped.name, "shipped", shipped.config(), shipped.published(text))
     if not text.strip():
         raise ModelNotFound(
             "the model's name is empty; give an alias, a hub id (owner/name), a folder or a config.json"
@@ -103,7 +106,8 @@ def _from_path(path: Path) -> ModelConfig:
     if not _exists(file):
         where = f"{path} has no config.json" if path.is_dir() else f"{path} does not exist"
         raise ModelNotFound(f"{where}; give a folder with a config.json, or the file itself")
-    return _checked(ModelConfig(_name_of(path), "file", _read_config(file)))
+    folder = str(file.parent) if file.name == "config.json" else None
+    return _checked(ModelConfig(_name_of(path), "file", _read_config(file), folder))
 
 
 def _name_of(path: Path) -> str:
@@ -202,7 +206,7 @@ def _from_hub(hub_id: str) -> ModelConfig:
     try:
         cached = try_to_load_from_cache(hub_id, "config.json")
         if isinstance(cached, str):
-            return _checked(ModelConfig(hub_id, "cache", _read_config(Path(cached))))
+            return _checked(ModelConfig(hub_id, "cache", _read_config(Path(cached)), hub_id))
         # asked first because it does not retry: hf_hub_download waits half a minute for a hub that is not there
         get_hf_file_metadata(hf_hub_url(hub_id, "config.json"), timeout=HUB_TIMEOUT_SECONDS)
         file = hf_hub_download(hub_id, "config.json", etag_timeout=HUB_TIMEOUT_SECONDS)
@@ -217,7 +221,7 @@ def _from_hub(hub_id: str) -> ModelConfig:
         raise ModelNotFound(f"the Hugging Face hub has no model {hub_id} with a config.json; check the id") from None
     except Exception as error:  # every transport has its own errors: they all mean that the hub was not reached
         raise _unreachable(hub_id, type(error).__name__) from error
-    return _checked(ModelConfig(hub_id, "hub", _read_config(Path(file))))
+    return _checked(ModelConfig(hub_id, "hub", _read_config(Path(file)), hub_id))
 
 
 def _unreachable(hub_id: str, reason: str) -> ModelNotFound:

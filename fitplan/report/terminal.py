@@ -64,7 +64,7 @@ def print_check(report: CheckReport, console: Console) -> None:
 
 
 def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
-    parts: list[RenderableType] = [_headline(plan)]
+    parts: list[RenderableType] = [headline(plan)]
     parts.append(Padding(Text(describe(plan.setup), style="dim"), (0, 0, 0, 2)))
     parts.append(Padding(_bar(plan, gpu), (0, 0, 0, 2)))
     parts.append(Padding(_breakdown(plan), (0, 0, 0, 2)))
@@ -89,7 +89,8 @@ def told_steps(proposal: Proposal) -> list[tuple[str, str]]:
     ]
 
 
-def _headline(plan: Plan) -> Text:
+def headline(plan: Plan) -> Text:
+    """What the setup needs, and whether it fits."""
     line = Text(f"{_METHOD_NAMES[plan.setup.method]:<6}", style="bold")
     line.append(f" {gib(plan.memory.bytes):>11}", style="bold")
     if plan.verdict is not None:
