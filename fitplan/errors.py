@@ -7,6 +7,7 @@
     │   ├── SetupConflict      two settings contradict each other
     │   └── DeviceNotFound     no GPU under that name
     │       └── NoUsableGpu    this machine has no such GPU, or it cannot be used (exit code 3)
+    ├── ValidationFailed       a validation run did not come to its end (exit code 4)
     └── MissingDependency      the answer needs a package that is not installed (exit code 2)
 
 "Does not fit" is an answer, not an error. The messages name fields, never command line flags.
@@ -48,3 +49,7 @@ class NoUsableGpu(DeviceNotFound):
 
 class MissingDependency(FitplanError):
     """The answer needs a package that is not installed."""
+
+
+class ValidationFailed(FitplanError):
+    """A validation run did not come to its end: the message says where, and why."""

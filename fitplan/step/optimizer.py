@@ -1,5 +1,6 @@
 """The optimizer, chosen and grouped as ``transformers.Trainer`` does."""
 
+import inspect
 import tempfile
 from typing import Any
 
@@ -22,7 +23,7 @@ def make_optimizer(model: nn.Module, setup: TrainingSetup, place: Place) -> torc
     if place.kernels == "cuda" and setup.optim in (Optim.ADAMW_TORCH, Optim.SGD):
         kwargs["foreach"] = True
     optimizer = kind(_parameter_groups(model, arguments), **kwargs)
-    if "bitsandbytes" in str(kind) and kwargs.get("optim_bits") == 8:
+    if "bitsandbytes" in str(kind) and kwargs.get("optim_bits") == 8 and not _asks_for_another_class():
         _keep_embeddings_in_32_bit(model)
     return optimizer
 
@@ -34,6 +35,11 @@ def _parameter_groups(model: nn.Module, arguments: TrainingArguments) -> list[di
         {"params": [p for name, p in trained if name in decayed], "weight_decay": arguments.weight_decay},
         {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
     ]
+
+
+def _asks_for_another_class() -> bool:
+    """Whether this ``Trainer`` looks for an optimizer called ``Adam8bit``, which none that it makes is (4.48)."""
+    return '"Adam8bit"' in inspect.getsource(Trainer.create_optimizer)
 
 
 def _keep_embeddings_in_32_bit(model: nn.Module) -> None:

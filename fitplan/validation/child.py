@@ -1,0 +1,70 @@
+"""The process that runs a job: ``python -m fitplan.validation.child`` with the job as JSON on stdin.
+
+On stdout goes one JSON object a line: ``{"phase": …}`` for each phase that is over, and at the end ``{"done": …}``,
+``{"out_of_memory": …}`` or ``{"error": …}``.
+"""
+
+import json
+import sys
+from typing import Any
+
+from fitplan.errors import FitplanError
+from fitplan.tracer import installed_versions, needed_for, quiet
+from fitplan.validation.job import Job, PhaseMemory
+
+
+def main() -> int:
+    """Run the job; 0 if it ran, ran out of memory included."""
+    channel, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no part of the answer
+
+    def say(**what: Any) -> None:
+        print(json.dumps(what), file=channel, flush=True)
+
+    job = Job.from_dict(json.load(sys.stdin))
+    try:
+        with quiet(), needed_for("a validation run"):
+            _run(job, say)
+    except FitplanError as error:
+        say(error=str(error))
+        return 1
+    except Exception as error:  # whatever a library raises inside the step is the result of this run
+        say(error=f"the run failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        return 1
+    return 0
+
+
+def _run(job: Job, say: Any) -> None:
+    import torch
+
+    from fitplan.step.job import Place
+    from fitplan.validation.loop import run
+    from fitplan.validation.meter import CpuMeter, CudaMeter, LimitReached, Meter, write_events
+
+    def told(phase: PhaseMemory) -> None:
+        say(phase=phase.to_dict())
+
+    on_cpu = job.device == "cpu"
+    device = torch.device(job.device)
+    meter: Meter = (
+        CpuMeter(told, job.limit_bytes) if on_cpu else CudaMeter(told, job.limit_bytes, device, job.events is not None)
+    )
+    name = "CPU" if on_cpu else torch.cuda.get_device_name(device)
+    failed: Exception | None = None
+    try:
+        run(job, Place("cpu", "cpu") if on_cpu else Place("cuda", "cuda"), meter)
+    except (torch.OutOfMemoryError, LimitReached, MemoryError) as error:
+        failed = error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # as PyTorch's CPU allocator says it
+            raise
+        failed = error
+    if job.events is not None:
+        write_events(meter.events(), job.events)
+    if failed is not None:
+        phase, step = meter.at
+        say(out_of_memory={"phase": phase, "step": step, "message": " ".join(str(failed).split())[:300]})
+    say(done={"device": name, "versions": installed_versions()})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
