@@ -3,9 +3,12 @@
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fitplan.cli.console import EXIT_DOES_NOT_FIT, EXIT_FITS, Narration
+
+if TYPE_CHECKING:
+    from fitplan.plan import CheckReport
 
 
 def check(
@@ -13,14 +16,12 @@ def check(
 ) -> int:
     """``fitplan check``."""
     from fitplan import api
-    from fitplan.verdict import Fit
 
     with Narration() as progress:
         report = api.check(
             model, gpu=_or_here(gpu, vram), vram=vram, method=method, trace=trace, progress=progress, **_given(settings)
         )
-    for warning in report.warnings:
-        print(f"fitplan: note: {warning}", file=sys.stderr)
+    _warn(report)
 
     def show(console: Any) -> None:
         from fitplan.report.terminal import print_check
@@ -28,8 +29,7 @@ def check(
         print_check(report, console)
 
     _answer(as_json, report.to_dict, show)
-    verdicts = [plan.verdict.fit for plan in report.plans if plan.verdict is not None]
-    return EXIT_DOES_NOT_FIT if verdicts and all(fit is Fit.DOES_NOT_FIT for fit in verdicts) else EXIT_FITS
+    return _exit_code(report)
 
 
 def explain(model: str, gpu: str | None, vram: str | None, as_json: bool, **settings: Any) -> int:
@@ -82,6 +82,39 @@ def fit_map(model: str, gpu: str | None, vram: str | None, as_json: bool, **sett
 
     _answer(as_json, found.to_dict, show)
     return EXIT_FITS
+
+
+def report(
+    model: str, gpu: str | None, vram: str | None, method: str | None, out: str, svg: str | None, **settings: Any
+) -> int:
+    """``fitplan report``."""
+    from pathlib import Path
+
+    from fitplan import api
+    from fitplan.cli.dossier import check_writable, gather
+    from fitplan.errors import MissingDependency
+
+    try:
+        from fitplan.report.html import headline, page, pictures
+    except ImportError as error:
+        raise MissingDependency(
+            f"a report needs {error.name}, which is not installed; pip install 'fitplan[report]'"
+        ) from error
+    check_writable(Path(out))
+    if svg:
+        Path(svg).mkdir(parents=True, exist_ok=True)
+    with Narration() as progress:
+        device = api.device_named(_or_here(gpu, vram), vram)
+        dossier = gather(model, device, method, _given(settings), progress)
+        progress("drawing")
+        drawn = pictures(dossier)
+        Path(out).write_text(page(dossier, drawn), encoding="utf-8")
+        if svg:
+            for name, picture in drawn.items():
+                Path(svg, f"{name}.svg").write_text(picture, encoding="utf-8")
+    _warn(dossier.check)
+    print(f"{out}: {headline(dossier.check)}")
+    return _exit_code(dossier.check)
 
 
 def gpus(as_json: bool) -> int:
@@ -139,6 +172,19 @@ def _or_here(gpu: str | None, vram: str | None) -> str | None:
     except NoUsableGpu:
         return None
     return AUTO
+
+
+def _warn(report: "CheckReport") -> None:
+    for warning in report.warnings:
+        print(f"fitplan: note: {warning}", file=sys.stderr)
+
+
+def _exit_code(report: "CheckReport") -> int:
+    """Does not fit, if no plan does."""
+    from fitplan.verdict import Fit
+
+    verdicts = [plan.verdict.fit for plan in report.plans if plan.verdict is not None]
+    return EXIT_DOES_NOT_FIT if verdicts and all(fit is Fit.DOES_NOT_FIT for fit in verdicts) else EXIT_FITS
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

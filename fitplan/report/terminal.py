@@ -72,7 +72,7 @@ def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
     parts.append(Padding(_breakdown(plan), (0, 0, 0, 2)))
     parts.append(Padding(_facts(plan), (0, 0, 0, 2)))
     if plan.setup.method is Method.QLORA:
-        parts.append(Padding(_audit(plan.parameters), (0, 0, 0, 2)))
+        parts.append(Padding(audit(plan.parameters), (0, 0, 0, 2)))
     if plan.fix is not None:
         steps = "; ".join(step for step, _ in told_steps(plan.fix))
         needs = gib(device_bytes(plan.fix.estimate))
@@ -92,7 +92,7 @@ def told_steps(proposal: Proposal) -> list[tuple[str, str]]:
 
 
 def _headline(plan: Plan) -> Text:
-    line = Text(f"{_METHOD_NAMES[plan.setup.method]:<6}", style="bold")
+    line = Text(f"{METHOD_NAMES[plan.setup.method]:<6}", style="bold")
     line.append(f" {gib(device_bytes(plan.estimate)):>11}", style="bold")
     if plan.verdict is not None:
         word, style = VERDICT_STYLES[plan.verdict.fit]
@@ -105,7 +105,7 @@ def _headline(plan: Plan) -> Text:
     return line
 
 
-_METHOD_NAMES = {Method.FULL: "full", Method.LORA: "LoRA", Method.QLORA: "QLoRA"}
+METHOD_NAMES = {Method.FULL: "full", Method.LORA: "LoRA", Method.QLORA: "QLoRA"}
 
 
 def describe(setup: TrainingSetup) -> str:
@@ -196,7 +196,7 @@ def _facts(plan: Plan) -> Text:
     return text
 
 
-def _audit(groups: Iterable[ParameterGroup]) -> Text:
+def audit(groups: Iterable[ParameterGroup]) -> Text:
     """The quantisation audit: one line where all is as expected, a warning where most of the model is left out."""
     groups = tuple(groups)
     share = unquantised_share(groups)
