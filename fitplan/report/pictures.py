@@ -7,10 +7,11 @@ tells is told by a pattern, a word or a sign as well: for print, and for eyes th
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from xml.etree import ElementTree
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -83,7 +84,11 @@ _HAIR = 1 / 400
 
 WIDTH = 440
 """Of every picture, in CSS pixels: it can be read on a telephone, and two stand side by side on a screen."""
-_ROW, _TEXT, _LETTER, _VALUE, _KEY, _KEYS_ABREAST = 27, 12, 6.9, 84, 18, 3
+_ROW = 27  # height of a row
+_TEXT, _SMALL_TEXT = 12, 11  # heights of letters
+_LETTER = 6.9  # width of a letter, on average, in the wider of the fonts below
+_VALUE = 84  # width of the column of values
+_KEY, _KEYS_ABREAST = 18, 3  # height of a line of the legend, and how many keys it has
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -157,31 +162,35 @@ def fit_map_svg(found: FitMap) -> str:
     """Allocated memory at the peak for each length and batch size, and what fits."""
     lengths = [row[0].seq_len for row in found.cells]
     batches = [cell.batch_size for cell in found.cells[0]]
-    left, right, top, bottom = 60, 56, 46, 38
+    asked = found.setup.batch_size, found.setup.seq_len
 
     def draw() -> Figure:
-        figure, axes = _canvas((len(lengths) + 1) * _ROW, left, right, top, bottom)
+        figure, axes = _canvas((len(lengths) + 1) * _ROW, left=60, right=56, top=46, bottom=38)
         axes.set(xlim=(0, len(batches)), ylim=(len(lengths) + 1, 0))
-        keys: list[Key] = [Patch(label=name, **_verdict_look(fit)) for fit, (name, _) in VERDICT_STYLES.items()]
-        asked: dict[str, Any] = {"fill": False, "edgecolor": LIGHT["ink"], "linewidth": 2, "zorder": 4}
-        for y, row in enumerate(found.cells):
+        write = partial(axes.text, ha="center", va="center")
+        muted: dict[str, Any] = {"color": LIGHT["muted"]}
+        bold: dict[str, Any] = {"weight": "bold"}
+        before, after = -0.15, len(batches) + 0.25
+
+        write(len(batches) / 2, -1.05, "batch size", **muted)
+        write(before, -0.3, "length", ha="right", **muted)
+        write(before, len(lengths) + 0.55, "longest", ha="right", **muted)
+        write(after, -0.67, "largest\nbatch", ha="left", linespacing=1.1, **muted)
+        for x, batch in enumerate(batches):
+            write(x + 0.5, -0.3, str(batch))
+            longest = found.longest_seq[batch]
+            text = f"{longest:,}" if longest else "none"
+            write(x + 0.5, len(lengths) + 0.55, text, fontsize=_SMALL_TEXT, **bold)
+        for y, (length, row) in enumerate(zip(lengths, found.cells, strict=True)):
+            write(before, y + 0.5, f"{length:,}", ha="right")
+            write(after, y + 0.5, str(found.largest_batch[length] or "none"), ha="left", **bold)
             for x, cell in enumerate(row):
                 _cell(axes, x, y, cell)
-                if (cell.batch_size, cell.seq_len) == (found.setup.batch_size, found.setup.seq_len):
-                    axes.add_patch(_square(x, y, **asked))
-                    keys.append(Patch(label="as asked", **asked))
-            axes.text(-0.15, y + 0.5, f"{lengths[y]:,}", ha="right", va="center")
-            largest = found.largest_batch[lengths[y]]
-            axes.text(len(batches) + 0.25, y + 0.5, str(largest or "none"), va="center", weight="bold")
-        for x, batch in enumerate(batches):
-            axes.text(x + 0.5, -0.3, str(batch), ha="center", va="center")
-            longest = found.longest_seq[batch]
-            at = (x + 0.5, len(lengths) + 0.55)
-            axes.text(*at, f"{longest:,}" if longest else "none", ha="center", va="center", weight="bold", fontsize=11)
-        axes.text(len(batches) / 2, -1.05, "batch size", ha="center", va="center", color=LIGHT["muted"])
-        axes.text(-0.15, -0.3, "length", ha="right", va="center", color=LIGHT["muted"])
-        axes.text(len(batches) + 0.25, -0.67, "largest\nbatch", va="center", color=LIGHT["muted"], linespacing=1.1)
-        axes.text(-0.15, len(lengths) + 0.55, "longest", ha="right", va="center", color=LIGHT["muted"])
+        keys: list[Key] = [Patch(label=name, **_verdict_look(fit)) for fit, (name, _) in VERDICT_STYLES.items()]
+        if asked[0] in batches and asked[1] in lengths:
+            frame: dict[str, Any] = {"fill": False, "edgecolor": LIGHT["ink"], "linewidth": 2}
+            axes.add_patch(_square(batches.index(asked[0]), lengths.index(asked[1]), **frame))
+            keys.append(Patch(label="as asked", **frame))
         _legend(figure, keys, abreast=len(keys))
         return figure
 
@@ -189,14 +198,15 @@ def fit_map_svg(found: FitMap) -> str:
 
 
 def _cell(axes: Axes, x: int, y: int, cell: Cell) -> None:
+    """The peak of one cell, on the colour of its verdict; a dash where no formula reaches."""
     if cell.peak_allocated_bytes is None or cell.verdict is None:
-        axes.text(x + 0.5, y + 0.5, "–", ha="center", va="center", color=LIGHT["muted"])
-        return
-    axes.add_patch(_square(x, y, **_verdict_look(cell.verdict.fit)))
-    size = cell.peak_allocated_bytes / GIB
-    text = f"{size:.1f}" if size < 1000 else f"{size:.0f}"
-    weight = "bold" if cell.verdict.fit is Fit.FITS else "normal"
-    axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", weight=weight, fontsize=11)
+        text, look = "–", {"color": LIGHT["muted"]}
+    else:
+        axes.add_patch(_square(x, y, **_verdict_look(cell.verdict.fit)))
+        size = cell.peak_allocated_bytes / GIB
+        text = f"{size:.1f}" if size < 1000 else f"{size:.0f}"
+        look = {"weight": "bold" if cell.verdict.fit is Fit.FITS else "normal"}
+    axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=_SMALL_TEXT, **look)  # type: ignore[arg-type]
 
 
 def _square(x: int, y: int, **look: Any) -> Rectangle:
@@ -224,8 +234,9 @@ def _rows(
     names: Sequence[str], reach: int, keys: Sequence[Key], bold: str = "", right: int = _VALUE, height: int = _ROW
 ) -> tuple[Figure, Axes]:
     """A legend, and axes from 0 to ``reach`` bytes with a named row for each bar."""
-    left = 12 + _LETTER * max(map(len, names))
-    figure, axes = _canvas(len(names) * height, left, right, 26, 18 + _KEY * -(-len(keys) // _KEYS_ABREAST))
+    left = 18 + _LETTER * max(map(len, names))
+    bottom = 18 + _KEY * -(-len(keys) // _KEYS_ABREAST)
+    figure, axes = _canvas(len(names) * height, left=left, right=right, top=26, bottom=bottom)
     axes.set(xlim=(0, reach), ylim=(len(names) - 0.5, -0.5))
     for row, name in enumerate(names):
         weight = "bold" if name == bold else "normal"
@@ -314,7 +325,7 @@ def _legend(figure: Figure, keys: Sequence[Key], abreast: int = _KEYS_ABREAST) -
     )
 
 
-def _canvas(height: float, left: float, right: float, top: float, bottom: float) -> tuple[Figure, Axes]:
+def _canvas(height: float, *, left: float, right: float, top: float, bottom: float) -> tuple[Figure, Axes]:
     """A figure of :data:`WIDTH` pixels, and axes ``height`` high without lines of their own."""
     whole = top + height + bottom
     figure = Figure(figsize=(WIDTH / 72, whole / 72), facecolor=LIGHT["ground"])
@@ -325,7 +336,9 @@ def _canvas(height: float, left: float, right: float, top: float, bottom: float)
 
 def _drawn(draw: Callable[[], Figure], label: str) -> str:
     """The SVG document of a figure, with a label for those who do not see it."""
-    with rc_context({**_STYLE, "svg.hashsalt": label}):
+    with rc_context():
+        rcdefaults()  # whatever the user's own style is
+        rcParams.update({**_STYLE, "svg.hashsalt": label})
         file = io.StringIO()
         draw().savefig(file, format="svg", metadata={"Date": None})
     namespaces = {"": "http://www.w3.org/2000/svg", "xlink": "http://www.w3.org/1999/xlink"}
@@ -340,7 +353,7 @@ def _drawn(draw: Callable[[], Figure], label: str) -> str:
     for element in root.iterfind("{*}defs/{*}style/.."):
         root.remove(element)  # its one rule would hold for the whole page
     root.set("style", "stroke-linejoin: round; stroke-linecap: butt")
-    root.set("role", "img")
+    root.set("role", "group")  # not "img": its text is there to be read out
     root.set("aria-label", label)
     for name in ("width", "height"):
         root.set(name, root.get(name, "").removesuffix("pt"))
