@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -379,7 +380,7 @@ pre.textContent = JSON.stringify({
   wide: document.documentElement.scrollWidth > innerWidth,
   across: innerWidth,
 });
-document.body.append(pre);
+parent.document.body.append(pre);
 </script>"""
 
 
@@ -399,20 +400,30 @@ def opened(browser: str, file: Path, *flags: str) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 
+def test_a_browser_has_nothing_to_complain_about(browser: str, html: str, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(html, encoding="utf-8")
+    assert "CONSOLE" not in opened(browser, file).stderr
+    file.write_text(html.replace("</body>", "<script>1</script></body>"), encoding="utf-8")
+    assert "CONSOLE" in opened(browser, file).stderr, "a script is refused, and complaints are seen"
+
+
 @pytest.mark.parametrize("colours", ["light", "dark"])
-@pytest.mark.parametrize("across", [600, 1400])
+@pytest.mark.parametrize("across", [390, 1400])
 def test_a_browser_draws_the_page(
     browser: str, colours: str, across: int, html: str, drawn: dict[str, str], tmp_path: Path
 ) -> None:
-    plain, probed = tmp_path / "report.html", tmp_path / "probed.html"
-    plain.write_text(html, encoding="utf-8")
+    probed = tmp_path / "probed.html"
     allowed = re.sub(r"<meta http-equiv=[^>]*>", "", html)  # the page itself forbids every script
-    probed.write_text(allowed.replace("</body>", f"{SEEN}</body>"), encoding="utf-8")
-    flags = (f"--window-size={across},900", f"--blink-settings=preferredColorScheme={0 if colours == 'dark' else 1}")
+    inside = escape(allowed.replace("</body>", f"{SEEN}</body>"))
+    # In a frame, because no window is as narrow as a telephone.
+    frame = f'<iframe srcdoc="{inside}" style="width: {across}px; height: 900px; border: 0"></iframe>'
+    probed.write_text(f"<!doctype html><meta charset=utf-8><body>{frame}</body>", encoding="utf-8")
+    flags = ("--window-size=1500,900", f"--blink-settings=preferredColorScheme={0 if colours == 'dark' else 1}")
 
-    assert "CONSOLE" not in opened(browser, plain, *flags).stderr
     dom = opened(browser, probed, *flags).stdout
-    seen = json.loads(dom.partition('<pre id="seen">')[2].partition("</pre>")[0].replace("&lt;", "<"))
+    seen = json.loads(unescape(dom.rpartition('<pre id="seen">')[2].partition("</pre>")[0]))
+    assert seen["across"] == across
     assert seen["loaded"] == 0
     assert not seen["wide"], "the page scrolls sideways"
     assert len(seen["pictures"]) == len(drawn)
