@@ -169,7 +169,8 @@ def _fms_row(row: dict[str, Any]) -> Row:
     job["keep_4bit_inputs"] = row["method"] == "qlora" and libs.get("bitsandbytes", "0.43.1") == "0.43.1"
     label = f"{row['method']}, {row['dtype']}, {row['micro_batch']} x {row['seq_len']}"
     versions = Versions(libs["transformers"], libs["peft"], libs["accelerate"]) if libs else OLDEST
-    return Row(label, row["source"], versions, job, {"peak": row["measured_bytes"]})
+    measured = {"peak": row["measured_bytes"], "device": round(row["nvidia_smi_mib"] * MIB)}
+    return Row(label, row["source"], versions, job, measured)
 
 
 OPERATOR_VERSIONS = Versions("4.45.2", "0.13.2", "1.0.1")

@@ -14,7 +14,7 @@ from fitplan.errors import InputError
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import Attention, Dtype, Method, Optim, TrainingSetup, settings_for
-from fitplan.verdict import Fit, Verdict, judge
+from fitplan.verdict import Fit, Verdict, device_memory, judge
 
 SCHEMA = "fitplan.advise/1"
 
@@ -74,7 +74,7 @@ class Proposal:
         setup: every setting.
         estimate: what it needs.
         verdict: whether it fits.
-        saved_bytes: how much less it allocates at the peak than the setup that was asked about.
+        saved_bytes: how much less of the device it takes than the setup that was asked about.
 
     """
 
@@ -136,6 +136,13 @@ def _to_qlora(setup: TrainingSetup) -> dict[str, Any] | None:
 
 
 LEVERS = (
+    Lever(
+        "expandable segments",
+        0,
+        "none where the driver knows them: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
+        "one segment grows page by page, and less of what is reserved lies idle",
+        lambda setup: None if setup.expandable_segments else {"expandable_segments": True},
+    ),
     Lever("fused AdamW", 0, "none", "the foreach kernels keep copies of all states while they run", _to_fused),
     Lever("SDPA attention", 0, "none", "eager attention keeps a matrix of all pairs of positions", _to_sdpa),
     Lever(
@@ -226,7 +233,7 @@ class Advisor:
         estimate = evaluate(asked)
         if estimate is None:
             raise InputError("the setup that is asked about has no estimate")
-        self._peak = estimate.peak_allocated_bytes
+        self._asked_bytes = device_memory(estimate, device).bytes
         self.as_asked = self._proposal((), asked, estimate)
 
     def single_levers(self) -> tuple[Proposal, ...]:
@@ -324,8 +331,8 @@ class Advisor:
         return None if estimate is None else self._proposal(steps, setup, estimate)
 
     def _proposal(self, steps: tuple[Step, ...], setup: TrainingSetup, estimate: MemoryEstimate) -> Proposal:
-        saved = self._peak - estimate.peak_allocated_bytes
-        return Proposal(steps, setup, estimate, judge(estimate, self._device), saved)
+        verdict = judge(estimate, self._device)
+        return Proposal(steps, setup, estimate, verdict, self._asked_bytes - verdict.memory.bytes)
 
 
 def smallest_device(estimate: MemoryEstimate, devices: tuple[Device, ...]) -> Device | None:
@@ -346,6 +353,7 @@ def proposal_document(proposal: Proposal) -> dict[str, Any]:
         ],
         "setup": proposal.setup.to_dict(),
         "peak_allocated_bytes": proposal.estimate.peak_allocated_bytes,
+        "device_bytes": proposal.verdict.memory.bytes,
         "saved_bytes": proposal.saved_bytes,
         "verdict": proposal.verdict.fit,
         "slack_bytes": proposal.verdict.slack_bytes,

@@ -15,7 +15,7 @@ from fitplan.plan import CheckReport, Plan
 from fitplan.setup import DEFAULT_SEQ_LEN, Method, TrainingSetup, settings_for
 from fitplan.tracer import Progress, installed_versions
 from fitplan.units import parse_size
-from fitplan.verdict import Fit, judge
+from fitplan.verdict import Fit, device_memory, judge
 
 
 def check(
@@ -209,7 +209,8 @@ def _plan(
     capability = device.capability if device else DEFAULT_CAPABILITY
     found = answer(config, setup, capability, fresh=fresh, progress=progress)
     if device is None:
-        return Plan(found.setup, found.estimate, found.parameters, None, found.source, found.versions)
+        memory = device_memory(found.estimate, None)
+        return Plan(found.setup, found.estimate, memory, found.parameters, None, found.source, found.versions)
     verdict = judge(found.estimate, device)
     fix = None
     if verdict.fit is not Fit.FITS:
@@ -218,4 +219,6 @@ def _plan(
             return found.estimate if changed == found.setup else known_estimate(config, changed, capability)
 
         fix = Advisor(found.setup, fixed, evaluate, device).smallest_fix()
-    return Plan(found.setup, found.estimate, found.parameters, verdict, found.source, found.versions, fix)
+    return Plan(
+        found.setup, found.estimate, verdict.memory, found.parameters, verdict, found.source, found.versions, fix
+    )

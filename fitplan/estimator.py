@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 from fitplan.audit import ParameterGroup
 from fitplan.errors import ModelNotSupported
-from fitplan.footprint.footprint import Footprint, piece_at_point
+from fitplan.footprint.footprint import Footprint, Piece, piece_at_point
+from fitplan.footprint.overhead import replayed
 from fitplan.footprint.recipe import shape_of
 from fitplan.footprint.size import NoFormula, Shape
 from fitplan.footprint.store import StoredFootprint, find_cached, find_shipped, keep
 from fitplan.memory import MemoryEstimate, estimate_trace
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import TrainingSetup
+from fitplan.setup import Optim, TrainingSetup
+from fitplan.trace.events import Category
 from fitplan.tracer import Progress, installed_versions, needed_for, trace_job
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def answer(
     piece = stored.piece(shape)
     assert piece is not None, "what was found holds for the shape"
     return Answer(
-        piece.estimate(shape, capability),
+        estimate_of(piece, model, setup, shape, capability),
         piece.groups(shape),
         stored.resolved(setup),
         stored.source,
@@ -71,7 +73,41 @@ def known_estimate(model: ModelConfig, setup: TrainingSetup, capability: tuple[i
     shape = shape_of(setup)
     stored = find_stored(model, setup, capability, lambda s: s.piece(shape) is not None)
     piece = stored.piece(shape) if stored else None
-    return piece.estimate(shape, capability) if piece else None
+    return estimate_of(piece, model, setup, shape, capability) if piece else None
+
+
+def estimate_of(
+    piece: Piece, model: ModelConfig, setup: TrainingSetup, shape: Shape, capability: tuple[int, int]
+) -> MemoryEstimate:
+    """What a job of this shape needs, with what the caching allocator adds, and what is in managed memory."""
+    estimate = piece.estimate(shape, capability)
+    return replace(
+        estimate,
+        allocator=piece.overhead(shape, expandable=setup.expandable_segments),
+        paged_bytes=_paged_bytes(piece, estimate, model, setup, capability),
+    )
+
+
+def _paged_bytes(
+    piece: Piece, estimate: MemoryEstimate, model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]
+) -> int:
+    """States that a paged optimizer keeps in managed memory: those that the same optimizer would allocate otherwise.
+
+    AdamW has two states, in 32 bits a number or in 8; of 8-bit states some stay in 32, which their own footprint tells
+    (bitsandbytes ``optim/optimizer.py``, ``get_state_buffer``).
+    """
+    if setup.optim not in (Optim.PAGED_ADAMW_8BIT, Optim.PAGED_ADAMW_32BIT):
+        return 0
+    trained = sum(group.parameters for group in piece.groups(shape_of(setup)) if group.trainable)
+    states = 2 * trained * (1 if setup.optim is Optim.PAGED_ADAMW_8BIT else 4)
+    if setup.optim is Optim.PAGED_ADAMW_8BIT:
+        twin = known_estimate(model, setup.with_(optim=Optim.ADAMW_8BIT), capability)
+        states = _states(twin) if twin else states
+    return max(0, states - _states(estimate))
+
+
+def _states(estimate: MemoryEstimate) -> int:
+    return max(moment.breakdown.get(Category.OPTIMIZER_STATES, 0) for moment in estimate.moments)
 
 
 def find_stored(
@@ -91,16 +127,17 @@ def find_stored(
 def _traced(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> Answer:
     """A trace of this very shape, which is kept for the next time."""
     run = trace_job(model, setup, capability, progress)
-    found = Answer(
+    shape, versions = shape_of(setup), installed_versions()
+    piece = piece_at_point(
         estimate_trace(run.trace),
         run.parameters,
-        setup.with_(attn=run.attention, task=run.task),
-        TRACE,
-        installed_versions(),
+        shape,
+        capability,
+        replayed([a.size for a in run.trace.allocations], run.trace.events, shape),
     )
-    piece = piece_at_point(found.estimate, found.parameters, shape_of(setup), capability)
-    keep(model, setup, capability, Footprint((piece,), run.attention, run.task, found.versions))
-    return found
+    keep(model, setup, capability, Footprint((piece,), run.attention, run.task, versions))
+    resolved = setup.with_(attn=run.attention, task=run.task)
+    return Answer(estimate_of(piece, model, setup, shape, capability), run.parameters, resolved, TRACE, versions)
 
 
 def footprint_of(

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from fitplan.devices.device import Device
+from fitplan.estimator import estimate_of
 from fitplan.footprint.size import Shape
 from fitplan.footprint.store import StoredFootprint
 from fitplan.memory import MemoryEstimate
@@ -86,7 +87,7 @@ def draw_map(model: ModelConfig, setup: TrainingSetup, shape: Shape, stored: Sto
     def estimate(batch_size: int, seq_len: int) -> MemoryEstimate | None:
         at = replace(shape, batch_size=batch_size, seq_len=seq_len)
         piece = next((piece for piece in pieces if at in piece.region), None)
-        return piece.estimate(at, gpu.capability) if piece else None
+        return estimate_of(piece, model, setup, at, gpu.capability) if piece else None
 
     reach = max(piece.region.seq_len[1] for piece in pieces)
 

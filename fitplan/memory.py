@@ -28,6 +28,27 @@ class MemoryMoment:
 
 
 @dataclass(frozen=True)
+class AllocatorOverhead:
+    """What PyTorch's caching allocator adds to the blocks that the program asks for.
+
+    Attributes:
+        unsplit_bytes: rests of up to 1 MiB a block that it hands out along; they count as allocated.
+        cached_bytes: the most that it reserves beyond the most that is allocated.
+        spread_bytes: how far the two may be off together; 0 where the very run was replayed.
+
+    """
+
+    unsplit_bytes: int
+    cached_bytes: int
+    spread_bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Both together."""
+        return self.unsplit_bytes + self.cached_bytes
+
+
+@dataclass(frozen=True)
 class MemoryEstimate:
     """What a training run needs.
 
@@ -35,18 +56,25 @@ class MemoryEstimate:
         peak: the highest of all moments.
         moments: the highest point of each kind of moment, in the order in which they first come.
         large_blocks: allocations above 1 MiB that live at the peak.
-        peak_reserved_bytes: segments the caching allocator holds; ``None`` while not modelled.
+        allocator: what the caching allocator adds; ``None`` where it is not known.
+        paged_bytes: optimizer states in managed memory, which moves to the host where the GPU has no room.
 
     """
 
     peak: MemoryMoment
     moments: tuple[MemoryMoment, ...]
     large_blocks: int
-    peak_reserved_bytes: int | None = None
+    allocator: AllocatorOverhead | None = None
+    paged_bytes: int = 0
+
+    @property
+    def peak_reserved_bytes(self) -> int | None:
+        """What ``torch.cuda.max_memory_reserved()`` would say: the segments that the caching allocator holds."""
+        return None if self.allocator is None else self.peak_allocated_bytes + self.allocator.bytes
 
     @property
     def peak_allocated_bytes(self) -> int:
-        """What ``torch.cuda.max_memory_allocated()`` would say: every block rounded up to 512 bytes."""
+        """What ``torch.cuda.max_memory_allocated()`` would say but for unsplit rests: blocks rounded to 512 bytes."""
         return self.peak.bytes
 
     @property

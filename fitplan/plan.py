@@ -9,7 +9,7 @@ from fitplan.devices.device import Device
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import Method, TrainingSetup
-from fitplan.verdict import Verdict, device_bytes
+from fitplan.verdict import DeviceMemory, Verdict
 
 SCHEMA = "fitplan.check/1"
 
@@ -21,6 +21,7 @@ class Plan:
     Attributes:
         setup: every setting, resolved.
         estimate: what it needs.
+        memory: what it takes of the GPU, or of any GPU where none was given.
         parameters: the model's parameters by how they are stored.
         verdict: whether it fits; ``None`` where no GPU was given.
         source: where the numbers come from: ``"shipped"``, ``"cache"`` or ``"trace"``.
@@ -31,6 +32,7 @@ class Plan:
 
     setup: TrainingSetup
     estimate: MemoryEstimate
+    memory: DeviceMemory
     parameters: tuple[ParameterGroup, ...]
     verdict: Verdict | None
     source: str
@@ -130,7 +132,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "setup": plan.setup.to_dict(),
         "source": plan.source,
         "trainable_parameters": plan.trainable_parameters,
-        "estimate": _estimate(plan.estimate),
+        "estimate": _estimate(plan.estimate, plan.memory),
         "verdict": verdict.fit if verdict else None,
         "slack_bytes": verdict.slack_bytes if verdict else None,
         "uncertainty_bytes": verdict.uncertainty_bytes if verdict else None,
@@ -154,11 +156,22 @@ def _plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _estimate(estimate: MemoryEstimate) -> dict[str, Any]:
+def _estimate(estimate: MemoryEstimate, memory: DeviceMemory) -> dict[str, Any]:
     return {
         "peak_allocated_bytes": estimate.peak_allocated_bytes,
         "peak_reserved_bytes": estimate.peak_reserved_bytes,
-        "device_bytes": device_bytes(estimate),
+        "device_bytes": memory.bytes,
+        "device": {
+            "allocated_bytes": memory.allocated_bytes,
+            "unsplit_bytes": memory.unsplit_bytes,
+            "cached_bytes": memory.cached_bytes,
+            "paged_bytes": memory.paged_bytes,
+            "context_bytes": memory.context.bytes,
+            "context_source": memory.context.source,
+            "context_measured_on": memory.context.measured_on,
+            "spread_bytes": memory.spread_bytes,
+        },
+        "paged_bytes": estimate.paged_bytes,
         "peak_moment": estimate.peak_moment,
         "breakdown": dict(estimate.breakdown),
         "moments": [

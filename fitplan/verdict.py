@@ -3,19 +3,10 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fitplan.devices.context import Context, context_on
 from fitplan.devices.device import Device
-from fitplan.memory import MemoryEstimate
-from fitplan.units import MIB
-
-CUDA_CONTEXT_BYTES = 504_658_657
-"""What a process with a CUDA context holds beside PyTorch's allocator, where the GPU has not been measured.
-
-Measured on an A100 with CUDA_MODULE_LOADING=LAZY, which PyTorch sets (stas00/ml-engineering@744d01e18b79,
-training/performance/README.md).
-"""
-
-CUDA_CONTEXT_SPREAD = CUDA_CONTEXT_BYTES - 256 * MIB
-"""How far that differs between GPUs: the lowest public figure is 256 MiB, on an RTX 3090 (InvokeAI issue 9413)."""
+from fitplan.memory import AllocatorOverhead, MemoryEstimate
+from fitplan.units import MIB, gib
 
 UNSPLIT_BLOCK_BYTES = MIB
 """The most that a large block can hold without having asked for it (pytorch CUDACachingAllocator ``should_split``)."""
@@ -30,39 +21,96 @@ class Fit(StrEnum):
 
 
 @dataclass(frozen=True)
+class DeviceMemory:
+    """What a job takes of a device at its peak.
+
+    Attributes:
+        allocated_bytes: blocks that the program asks for.
+        unsplit_bytes: rests that the allocator hands out along with them.
+        cached_bytes: what the allocator reserves beyond that; it gives most of it back under pressure.
+        context: the CUDA context.
+        paged_bytes: managed memory of the optimizer, as far as there is room for it; the rest is on the host.
+        spread_bytes: how much more it may be.
+
+    """
+
+    allocated_bytes: int
+    unsplit_bytes: int
+    cached_bytes: int
+    context: Context
+    paged_bytes: int
+    spread_bytes: int
+
+    @property
+    def least_bytes(self) -> int:
+        """What it cannot do without."""
+        return self.allocated_bytes + self.unsplit_bytes + self.context.bytes
+
+    @property
+    def bytes(self) -> int:
+        """What ``nvidia-smi`` shows where there is room."""
+        return self.least_bytes + self.cached_bytes + self.paged_bytes
+
+
+def device_memory(estimate: MemoryEstimate, device: Device | None) -> DeviceMemory:
+    """What a job takes of a device; where the allocator was not replayed, its part is in the spread."""
+    context, allocator = context_on(device), estimate.allocator
+    if allocator is None:
+        allocator = AllocatorOverhead(0, 0, estimate.large_blocks * UNSPLIT_BLOCK_BYTES)
+    pinned = estimate.peak_allocated_bytes + allocator.bytes + context.bytes
+    spread = allocator.spread_bytes + context.spread_bytes
+    room = estimate.paged_bytes if device is None else max(0, device.usable_bytes - pinned - spread)
+    return DeviceMemory(
+        estimate.peak_allocated_bytes,
+        allocator.unsplit_bytes,
+        allocator.cached_bytes,
+        context,
+        min(estimate.paged_bytes, room),
+        spread,
+    )
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether a job fits a device.
 
     Attributes:
         fit: the verdict.
-        slack_bytes: what is left of the device's memory at the peak; negative if it does not fit.
-        uncertainty_bytes: how much more than estimated the job may need.
+        slack_bytes: what is left of the device's memory at the peak; negative where that is not enough for all that
+            the allocator would keep.
+        memory: what the job takes.
         reason: why, in words.
 
     """
 
     fit: Fit
     slack_bytes: int
-    uncertainty_bytes: int
+    memory: DeviceMemory
     reason: str
 
-
-def device_bytes(estimate: MemoryEstimate) -> int:
-    """Device memory at the peak: what is allocated, and the CUDA context. Fragmentation is in the uncertainty."""
-    return estimate.peak_allocated_bytes + CUDA_CONTEXT_BYTES
-
-
-def uncertainty_bytes(estimate: MemoryEstimate) -> int:
-    """How much more the device may show: unsplit remainders of the large blocks, and a larger context."""
-    return estimate.large_blocks * UNSPLIT_BLOCK_BYTES + CUDA_CONTEXT_SPREAD
+    @property
+    def uncertainty_bytes(self) -> int:
+        """How much more than estimated the job may take."""
+        return self.memory.spread_bytes
 
 
 def judge(estimate: MemoryEstimate, device: Device) -> Verdict:
-    """Fits, if it does so with the uncertainty; does not fit, if it does not even without; else tight."""
-    uncertainty = uncertainty_bytes(estimate)
-    slack = device.usable_bytes - device_bytes(estimate)
-    if slack < 0:
-        return Verdict(Fit.DOES_NOT_FIT, slack, uncertainty, "allocated memory and the CUDA context exceed the device")
-    if slack < uncertainty:
-        return Verdict(Fit.TIGHT, slack, uncertainty, "what is left is less than what allocator and context may add")
-    return Verdict(Fit.FITS, slack, uncertainty, "allocated memory and the CUDA context leave enough free")
+    """Whether a job fits.
+
+    It fits if the device holds all that it takes and the uncertainty besides. It does not fit if the device cannot
+    hold what is allocated and the context. Between these it is tight: it runs if the allocator gives back enough of
+    what it keeps, or if the estimate is not exceeded.
+    """
+    needed = device_memory(estimate, device)
+    slack = device.usable_bytes - needed.bytes
+    if needed.least_bytes > device.usable_bytes:
+        fit, reason = Fit.DOES_NOT_FIT, "allocated memory and the CUDA context exceed the device"
+    elif slack < 0:
+        fit, reason = Fit.TIGHT, f"{gib(-slack)} of {gib(needed.cached_bytes)} cached must be given back while it runs"
+    elif slack < needed.spread_bytes:
+        fit, reason = Fit.TIGHT, f"what is left is less than the uncertainty of {gib(needed.spread_bytes)}"
+    else:
+        fit, reason = Fit.FITS, "reserved memory and the CUDA context leave enough free"
+        if needed.paged_bytes < estimate.paged_bytes:
+            reason += f"; {gib(estimate.paged_bytes - needed.paged_bytes)} of paged optimizer states move to the host"
+    return Verdict(fit, slack, needed, reason)

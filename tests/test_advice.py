@@ -109,7 +109,7 @@ def test_proposals_are_what_check_says_of_them(model: str, gpu: str, settings: d
         (plan,) = fitplan.check(model, gpu=gpu, **proposal.setup.to_dict()).plans
         assert plan.estimate == proposal.estimate
         assert plan.verdict == proposal.verdict
-        saved = report.advice.asked.estimate.peak_allocated_bytes - proposal.estimate.peak_allocated_bytes
+        saved = report.advice.asked.verdict.memory.bytes - proposal.verdict.memory.bytes
         assert proposal.saved_bytes == saved
 
 

@@ -400,29 +400,29 @@ def _trace(*events: int) -> Trace:
 def test_a_trace_is_replayed() -> None:
     # 6 + 6 + 8 MiB fill a segment; the outer two are freed; 9 MiB need a second one, and the single byte a small one.
     result = replay(_trace(6 * MIB, 6 * MIB, 8 * MIB, -1, -3, 9 * MIB, 1, 0, -2, -4))
-    assert result.peak_allocated_bytes == result.peak_requested_bytes == 20 * MIB
-    assert result.reserved_at_peak_allocated == 20 * MIB
-    assert result.large_blocks == 3
-    assert result.peak_reserved_bytes == 42 * MIB
+    assert result.peaks.peak_allocated_bytes == result.peaks.peak_requested_bytes == 20 * MIB
+    assert result.peaks.reserved_at_peak_allocated == 20 * MIB
+    assert result.peaks.large_blocks == 3
+    assert result.peaks.peak_reserved_bytes == 42 * MIB
     assert result.reserved_moment == "forward of layer 6"
-    assert result.inactive_split_bytes == 14 * MIB + 11 * MIB + 2 * MIB - 512
-    assert result.segments == 3
-    assert result.releases_under_pressure == 0
+    assert result.peaks.inactive_split_bytes == 14 * MIB + 11 * MIB + 2 * MIB - 512
+    assert result.peaks.segments == 3
+    assert result.peaks.releases_under_pressure == 0
     assert result.out_of_memory is None
 
 
 def test_requested_and_allocated_bytes_peak_apart() -> None:
     result = replay(_trace(19 * MIB, 1))
-    assert result.peak_requested_bytes == 19 * MIB + 1
-    assert result.peak_allocated_bytes == 20 * MIB + 512
+    assert result.peaks.peak_requested_bytes == 19 * MIB + 1
+    assert result.peaks.peak_allocated_bytes == 20 * MIB + 512
 
 
 def test_of_equal_peaks_the_first_is_told() -> None:
     result = replay(_trace(20 * MIB, -1, *[MIB] * 20), limit_bytes=20 * MIB)
-    assert result.peak_allocated_bytes == result.peak_reserved_bytes == 20 * MIB
-    assert result.large_blocks == 1
+    assert result.peaks.peak_allocated_bytes == result.peaks.peak_reserved_bytes == 20 * MIB
+    assert result.peaks.large_blocks == 1
     assert result.reserved_moment == "forward of layer 0"
-    assert result.releases_under_pressure == 1
+    assert result.peaks.releases_under_pressure == 1
 
 
 def test_running_out_of_memory_is_told_and_ends_the_replay() -> None:
@@ -433,14 +433,14 @@ def test_running_out_of_memory_is_told_and_ends_the_replay() -> None:
     assert failure.allocated_bytes == 14 * MIB
     assert failure.reserved_bytes == 14 * MIB
     assert failure.moment == "forward of layer 3"
-    assert result.releases_under_pressure == 1
-    assert result.peak_reserved_bytes == 26 * MIB
-    assert result.segments == 1
+    assert result.peaks.releases_under_pressure == 1
+    assert result.peaks.peak_reserved_bytes == 26 * MIB
+    assert result.peaks.segments == 1
 
 
 def test_nothing_allocates_nothing() -> None:
     result = replay(_trace(0, -1))
-    assert result.peak_reserved_bytes == result.peak_allocated_bytes == result.segments == 0
+    assert result.peaks.peak_reserved_bytes == result.peaks.peak_allocated_bytes == result.peaks.segments == 0
     assert result.reserved_moment == ""
 
 
@@ -521,8 +521,12 @@ def test_a_replay_is_what_the_allocator_does(steps: list[int], setting: Allocato
     trace = _trace(*events)
     result = replay(trace, setting, limit)
     assert result == replay(trace, setting, limit)
-    assert result.peak_requested_bytes <= result.peak_allocated_bytes <= result.reserved_at_peak_allocated
-    assert result.reserved_at_peak_allocated <= result.peak_reserved_bytes
+    assert (
+        result.peaks.peak_requested_bytes
+        <= result.peaks.peak_allocated_bytes
+        <= result.peaks.reserved_at_peak_allocated
+    )
+    assert result.peaks.reserved_at_peak_allocated <= result.peaks.peak_reserved_bytes
     assert result.out_of_memory is None or limit is not None
 
 

@@ -1,14 +1,17 @@
 """From events to peaks, moments and verdicts, by hand-made traces."""
 
+from dataclasses import replace
+
 import pytest
 
+from fitplan.devices.context import context_on
 from fitplan.devices.device import Device, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError
-from fitplan.memory import MemoryEstimate, MemoryMoment, estimate_trace
+from fitplan.memory import AllocatorOverhead, MemoryEstimate, MemoryMoment, estimate_trace
 from fitplan.phase import Phase
 from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, layer_of_path
 from fitplan.units import GIB, MIB, count, gib, parse_size
-from fitplan.verdict import CUDA_CONTEXT_BYTES, CUDA_CONTEXT_SPREAD, Fit, device_bytes, judge, uncertainty_bytes
+from fitplan.verdict import Fit, device_memory, judge
 
 
 def _trace() -> Trace:
@@ -51,23 +54,55 @@ def _estimate(size: int, large_blocks: int = 0) -> MemoryEstimate:
     return MemoryEstimate(moment, (moment,), large_blocks)
 
 
+A100_CONTEXT, RTX_3090_CONTEXT = 504_658_657, 256 * MIB
+SPREAD = A100_CONTEXT - RTX_3090_CONTEXT
+
+
 @pytest.mark.parametrize(
     ("spare", "expected"),
-    [
-        (CUDA_CONTEXT_SPREAD + 100 * MIB, Fit.FITS),
-        (CUDA_CONTEXT_SPREAD + 100 * MIB - 1, Fit.TIGHT),
-        (0, Fit.TIGHT),
-        (-1, Fit.DOES_NOT_FIT),
-    ],
+    [(SPREAD + 100 * MIB, Fit.FITS), (SPREAD + 100 * MIB - 1, Fit.TIGHT), (0, Fit.TIGHT), (-1, Fit.DOES_NOT_FIT)],
 )
 def test_the_verdict_turns_where_it_says(spare: int, expected: Fit) -> None:
     estimate = _estimate(10 * GIB, large_blocks=100)
-    device = Device("test", 99 * GIB, device_bytes(estimate) + spare, (8, 0), "test")
-    verdict = judge(estimate, device)
+    verdict = judge(estimate, Device("test", 99 * GIB, 10 * GIB + A100_CONTEXT + spare, (8, 0), "test"))
     assert verdict.fit is expected
     assert verdict.slack_bytes == spare
-    assert verdict.uncertainty_bytes == uncertainty_bytes(estimate) == CUDA_CONTEXT_SPREAD + 100 * MIB
-    assert device_bytes(estimate) == 10 * GIB + CUDA_CONTEXT_BYTES
+    assert verdict.uncertainty_bytes == SPREAD + 100 * MIB
+
+
+@pytest.mark.parametrize(
+    ("usable", "expected", "words"),
+    [
+        (14 * GIB + A100_CONTEXT + SPREAD + 300 * MIB, Fit.FITS, "leave enough"),
+        (14 * GIB + A100_CONTEXT + SPREAD + 300 * MIB - 1, Fit.TIGHT, "less than the uncertainty"),
+        (14 * GIB + A100_CONTEXT - 512 * MIB, Fit.TIGHT, "0.50 GiB of 3.00 GiB cached must be given back"),
+        (11 * GIB + A100_CONTEXT, Fit.TIGHT, "3.00 GiB of 3.00 GiB cached"),
+        (11 * GIB + A100_CONTEXT - 1, Fit.DOES_NOT_FIT, "exceed"),
+    ],
+)
+def test_what_the_allocator_keeps_makes_it_tight(usable: int, expected: Fit, words: str) -> None:
+    estimate = replace(_estimate(10 * GIB), allocator=AllocatorOverhead(GIB, 3 * GIB, 300 * MIB))
+    verdict = judge(estimate, Device("test", 99 * GIB, usable, (8, 0), "test"))
+    assert (verdict.fit, words in verdict.reason) == (expected, True), verdict.reason
+    assert verdict.memory.bytes == 14 * GIB + A100_CONTEXT == usable - verdict.slack_bytes
+    assert estimate.peak_reserved_bytes == 14 * GIB
+
+
+def test_paged_states_stay_where_there_is_room() -> None:
+    estimate = replace(_estimate(10 * GIB), allocator=AllocatorOverhead(0, 0), paged_bytes=4 * GIB)
+    room = Device("test", 99 * GIB, 13 * GIB + A100_CONTEXT + SPREAD, (8, 0), "test")
+    verdict = judge(estimate, room)
+    assert verdict.fit is Fit.FITS
+    assert verdict.memory.paged_bytes == 3 * GIB
+    assert "1.00 GiB of paged optimizer states move to the host" in verdict.reason
+    assert device_memory(estimate, None).bytes == 14 * GIB + A100_CONTEXT
+
+
+def test_a_context_is_that_of_the_gpu_where_it_was_measured() -> None:
+    assert context_on(find_device("3090")).bytes == RTX_3090_CONTEXT
+    assert context_on(find_device("h100")).bytes == A100_CONTEXT
+    assert context_on(find_device("h100")).measured_on == "A100-SXM4-80GB"
+    assert "stas00" in context_on(None).source
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from fitplan.report.html import headline, page, pictures
 from fitplan.report.pictures import DARK, LIGHT, fit_map_svg, timelines_svg
 from fitplan.report.terminal import CATEGORY_NAMES
 from fitplan.units import gib
-from fitplan.verdict import Fit, device_bytes
+from fitplan.verdict import Fit, device_memory
 
 JOB: dict[str, Any] = {"seq_len": 512, "batch_size": 2}
 
@@ -86,7 +86,7 @@ def test_the_numbers_are_those_of_the_library(dossier: Dossier, html: str) -> No
     expected: set[int] = {dossier.check.gpu.usable_bytes} if dossier.check.gpu else set()
     for plan in api.check("llama-3.2-1b", **asked).plans:
         assert plan.verdict is not None
-        expected |= {plan.estimate.peak_allocated_bytes, device_bytes(plan.estimate), abs(plan.verdict.slack_bytes)}
+        expected |= {plan.estimate.peak_allocated_bytes, plan.memory.bytes, abs(plan.verdict.slack_bytes)}
         expected |= {size for size in plan.estimate.breakdown.values() if size} | {plan.verdict.uncertainty_bytes}
         method = plan.setup.method
         expected |= {change.bytes for change in api.explain("llama-3.2-1b", method=method, **JOB).changes}
@@ -198,7 +198,7 @@ def contrast(one: str, other: str) -> float:
 
 def test_pictures_tell_the_numbers_of_the_library(dossier: Dossier, drawn: dict[str, str]) -> None:
     for plan, details in zip(dossier.check.plans, dossier.details, strict=True):
-        assert gib(device_bytes(plan.estimate)) in texts(drawn["totals"])
+        assert gib(plan.memory.bytes) in texts(drawn["totals"])
         told = texts(drawn[f"{plan.setup.method}-timeline"])
         for moment in plan.estimate.moments:
             assert told.count(moment.name) == 1
@@ -219,6 +219,18 @@ def test_the_bars_are_as_long_as_what_they_tell() -> None:
     bars = re.findall(r'<path d="M ([\d.]+) [\d.]+ +L ([\d.]+)[^"]*"[^>]*fill: #0073b3', svg)
     short, long, *_ = (float(end) - float(start) for start, end in bars)
     assert short / long == pytest.approx(3 / 4, rel=1e-3)
+
+
+def test_what_lies_beside_the_allocated_memory_is_told(dossier: Dossier) -> None:
+    first, *others = dossier.check.plans
+    memory = replace(first.memory, cached_bytes=3 * 2**30, unsplit_bytes=2**30, paged_bytes=5 * 2**30)
+    beside = replace(dossier, check=replace(dossier.check, plans=(replace(first, memory=memory), *others)))
+    drawn = pictures(beside)
+    told = Page(page(beside, drawn))
+    for name in ("kept by the allocator", "paged optimizer states", "CUDA context"):
+        assert name in texts(drawn["totals"])
+        assert name in told.text
+    assert {4 * 2**30, 5 * 2**30, memory.bytes, memory.context.bytes} <= {size for size, _ in told.sizes}
 
 
 def test_several_timelines_are_drawn_over_each_other() -> None:
@@ -255,7 +267,7 @@ def test_every_verdict_has_its_page(
 ) -> None:
     if vram is None:
         estimate = api.estimate("llama-3.2-1b", method="lora", seq_len=512)
-        vram = str(device_bytes(estimate) + 2**20)
+        vram = str(device_memory(estimate, None).bytes + 2**20)
     out = tmp_path / "report.html"
     arguments = ["report", "llama-3.2-1b", "--method", "lora", "--seq-len", "512", "--vram", vram, "--out", str(out)]
     assert main(arguments) == code

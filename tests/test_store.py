@@ -133,9 +133,17 @@ def test_shipped_and_traced_are_the_same_bytes() -> None:
     shipped, traced = (fitplan.check("llama-3.2-1b", **settings, trace=fresh).to_dict() for fresh in (False, True))
     assert shipped["provenance"].pop("source") == "shipped"
     assert traced["provenance"].pop("source") == "trace"
+    reserved = []
     for document in (shipped, traced):
-        del document["plans"][0]["source"], document["warnings"], document["provenance"]["versions"]
+        (plan,) = document["plans"]
+        del plan["source"], plan["slack_bytes"], document["warnings"], document["provenance"]["versions"]
+        reserved.append((plan["estimate"].pop("peak_reserved_bytes"), plan.pop("uncertainty_bytes")))
+        for name in ("unsplit_bytes", "cached_bytes", "spread_bytes"):
+            del plan["estimate"]["device"][name]
+        del plan["estimate"]["device_bytes"]
     assert shipped == traced
+    (estimated, within), (replayed, _) = reserved
+    assert abs(estimated - replayed) <= within
 
 
 @pytest.mark.parametrize(

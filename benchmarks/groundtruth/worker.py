@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +27,11 @@ if not hasattr(import_utils, "is_flash_attn_greater_or_equal"):
     # transformers before 4.42 has no module for flash-attn: the models import its functions themselves
     sys.modules["transformers.modeling_flash_attention_utils"] = ModuleType("modeling_flash_attention_utils")
 
+from fitplan.allocator.replay import replay
 from fitplan.cuda import GRANULE, cublas_workspace
+from fitplan.devices.context import context_on
+from fitplan.devices.device import find_device
+from fitplan.memory import estimate_trace
 from fitplan.phase import Phase
 from fitplan.setup import TrainingSetup
 from fitplan.step.architecture import load_config
@@ -38,6 +42,7 @@ from fitplan.trace.kernels import Gpu
 from fitplan.trace.meta import meta_device
 from fitplan.trace.recorder import Recorder
 from fitplan.trace.tracing import trace_training
+from fitplan.verdict import judge
 
 BEFORE_TRAINING = (Phase.LOAD, Phase.PREPARE)
 """``transformers.Trainer`` resets its memory counters when these are over."""
@@ -70,7 +75,15 @@ def trainer_peak(job: Job) -> Result:
         ((live, moment) for live, moment in _sizes(run.trace) if moment.phase not in BEFORE_TRAINING),
         key=lambda found: found[0],
     )
-    return {"peak": peak, "moment": moment.name}
+    gpu = find_device(job["gpu"])
+    made = replay(run.trace, limit_bytes=gpu.usable_bytes - context_on(gpu).bytes)
+    estimate = replace(estimate_trace(run.trace), allocator=made.peaks.overhead)
+    return {
+        "peak": peak,
+        "moment": moment.name,
+        "device": judge(estimate, gpu).memory.bytes,
+        "verdict": judge(estimate, gpu).fit,
+    }
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """A trace, replayed through the model of the caching allocator."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fitplan.allocator.blocks import Block
 from fitplan.allocator.caching import CachingAllocator
 from fitplan.allocator.settings import AllocatorSettings
-from fitplan.memory import moment_title
-from fitplan.trace.events import Moment, Trace
+from fitplan.cuda import rounded
+from fitplan.memory import AllocatorOverhead, moment_title
+from fitplan.trace.events import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +30,13 @@ class OutOfMemory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay:
-    """What the caching allocator made of a trace; all peaks are those of the part that ran.
+class Peaks:
+    """What the caching allocator made of a stream of events; all peaks are those of the part that ran.
 
     Attributes:
         peak_allocated_bytes: blocks handed out, as ``torch.cuda.max_memory_allocated``. They include the remainders of
             up to 1 MiB that the pool of large blocks does not split off.
+        peak_blocks_bytes: what the program asked for, each block rounded up to 512 bytes.
         peak_requested_bytes: what the program asked for, as ``requested_bytes.all.peak`` in ``memory_stats``.
         peak_reserved_bytes: taken from the driver, as ``torch.cuda.max_memory_reserved``.
         reserved_at_peak_allocated: reserved bytes when the allocated bytes first peaked.
@@ -41,72 +44,121 @@ class Replay:
             fragmentation that emptying the cache does not cure. Always 0 with expandable segments, as in PyTorch.
         large_blocks: blocks above 1 MiB that lived when the allocated bytes first peaked.
         segments: held at the end.
-        reserved_moment: when the reserved bytes first peaked; ``""`` if nothing was allocated.
+        reserved_event: the event at which the reserved bytes first peaked; -1 if nothing was allocated.
         releases_under_pressure: how often the cache was emptied because the limit was reached.
-        out_of_memory: the request at which the run ended, or ``None`` if it went through.
+        failed_event: the event whose request could not be served, -1 if all were.
+        allocated_bytes: at the end.
+        reserved_bytes: at the end.
 
     """
 
     peak_allocated_bytes: int
+    peak_blocks_bytes: int
     peak_requested_bytes: int
     peak_reserved_bytes: int
     reserved_at_peak_allocated: int
     inactive_split_bytes: int
     large_blocks: int
     segments: int
-    reserved_moment: str
+    reserved_event: int
     releases_under_pressure: int
+    failed_event: int
+    allocated_bytes: int
+    reserved_bytes: int
+
+    @property
+    def overhead(self) -> AllocatorOverhead:
+        """What the allocator added to the blocks of the program."""
+        unsplit = self.peak_allocated_bytes - self.peak_blocks_bytes
+        return AllocatorOverhead(unsplit, self.peak_reserved_bytes - self.peak_allocated_bytes)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What the caching allocator made of a trace.
+
+    Attributes:
+        peaks: the numbers.
+        reserved_moment: when the reserved bytes first peaked; ``""`` if nothing was allocated.
+        out_of_memory: the request at which the run ended, or ``None`` if it went through.
+
+    """
+
+    peaks: Peaks
+    reserved_moment: str
     out_of_memory: OutOfMemory | None
 
 
 def replay(trace: Trace, settings: AllocatorSettings | None = None, limit_bytes: int | None = None) -> Replay:
-    """Replay the births and releases of a trace, one stream, with no more than ``limit_bytes`` to reserve.
+    """Replay the births and releases of a trace; see :func:`replay_events`."""
+    peaks = replay_events([allocation.size for allocation in trace.allocations], trace.events, settings, limit_bytes)
+    moments = trace.moments
+    failed = None
+    if peaks.failed_event >= 0:
+        failed = OutOfMemory(
+            requested_bytes=trace.allocations[trace.events[peaks.failed_event]].size,
+            allocated_bytes=peaks.allocated_bytes,
+            reserved_bytes=peaks.reserved_bytes,
+            moment=moment_title(moments[peaks.failed_event], trace),
+        )
+    return Replay(
+        peaks, moment_title(moments[peaks.reserved_event], trace) if peaks.reserved_event >= 0 else "", failed
+    )
 
-    The trace must hold everything that comes from the caching allocator; the workspaces of cuBLAS do, and are in it.
+
+def replay_events(
+    sizes: Sequence[int],
+    events: Sequence[int],
+    settings: AllocatorSettings | None = None,
+    limit_bytes: int | None = None,
+) -> Peaks:
+    """Replay births (``i``) and releases (``~i``) of blocks, one stream, with no more than ``limit_bytes`` to reserve.
+
+    The events must hold everything that comes from the caching allocator; the workspaces of cuBLAS do.
     A garbage collection threshold is a share of ``limit_bytes`` and does nothing without it, as PyTorch's does nothing
     until the program sets a memory fraction.
     """
     allocator = CachingAllocator(settings, limit_bytes)
     malloc, free = allocator.malloc, allocator.free
-    sizes = [allocation.size for allocation in trace.allocations]
     blocks: list[Block | None] = [None] * len(sizes)
-    allocated = requested = reserved = reserved_then = inactive = large = 0
-    peak: Moment | None = None
-    failed: OutOfMemory | None = None
-    for event, moment in zip(trace.events, trace.moments, strict=True):
+    asked = most_asked = allocated = requested = reserved = reserved_then = inactive = large = 0
+    peak = failed = -1
+    for place, event in enumerate(events):
         if event < 0:
             block = blocks[~event]
             if block is not None:
                 free(block)
                 blocks[~event] = None
+                asked -= rounded(sizes[~event])
             continue
         size = sizes[event]
         if not size:
             continue
         blocks[event] = block = malloc(size)
         if block is None:
-            failed = OutOfMemory(
-                requested_bytes=size,
-                allocated_bytes=allocator.allocated,
-                reserved_bytes=allocator.reserved,
-                moment=moment_title(moment, trace),
-            )
+            failed = place
             break
+        asked += rounded(size)
+        if asked > most_asked:
+            most_asked = asked
         if allocator.requested > requested:
             requested = allocator.requested
         if allocator.reserved > reserved:
-            reserved, inactive, peak = allocator.reserved, allocator.inactive_split_bytes, moment
+            reserved, inactive, peak = allocator.reserved, allocator.inactive_split_bytes, place
         if allocator.allocated > allocated:
             allocated, reserved_then, large = allocator.allocated, allocator.reserved, allocator.large_blocks
-    return Replay(
+    return Peaks(
         peak_allocated_bytes=allocated,
+        peak_blocks_bytes=most_asked,
         peak_requested_bytes=requested,
         peak_reserved_bytes=reserved,
         reserved_at_peak_allocated=reserved_then,
         inactive_split_bytes=inactive,
         large_blocks=large,
         segments=allocator.segments,
-        reserved_moment=moment_title(peak, trace) if peak is not None else "",
+        reserved_event=peak,
         releases_under_pressure=allocator.releases_under_pressure,
-        out_of_memory=failed,
+        failed_event=failed,
+        allocated_bytes=allocator.allocated,
+        reserved_bytes=allocator.reserved,
     )

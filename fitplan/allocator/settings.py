@@ -72,6 +72,10 @@ class AllocatorSettings:
         return cls(expandable_segments=expandable, max_split_size_bytes=split, garbage_collection_threshold=threshold)
 
 
+PLAIN = AllocatorSettings()
+EXPANDABLE = AllocatorSettings(expandable_segments=True)
+
+
 def _boolean(key: str, value: str) -> bool:
     if value not in ("True", "False"):
         raise InputError(f"the allocator option {key} takes True or False, not {value!r}")

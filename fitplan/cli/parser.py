@@ -204,6 +204,9 @@ def _add_settings(parser: argparse.ArgumentParser, method: str = "") -> None:
     how.add_argument("--gradient-checkpointing", **_switch, help="recompute activations in backward (default on)")
     how.add_argument("--attn", **_choice(Attention), help="attention implementation (default sdpa)")
     how.add_argument("--optim", **_choice(Optim), help="optimizer (default adamw_torch_fused)")
+    how.add_argument(
+        "--expandable-segments", **_switch, help="PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True (default off)"
+    )
 
 
 _switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": None}

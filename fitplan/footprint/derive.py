@@ -1,7 +1,7 @@
 """From two traces of different shape to the formula that gives both, and all between."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from fitplan.cuda import LARGE_BLOCK, rounded
 from fitplan.footprint.envelope import Counts, Envelope
 from fitplan.footprint.footprint import CATEGORIES, Block, Live, OptimizerFootprint, Piece, Region, Summit
+from fitplan.footprint.overhead import OverheadSample, replayed
 from fitplan.footprint.size import Lengths, NoFormula, Shape, Size, lengths_of, size_through
 from fitplan.memory import estimate_trace, moment_title
 from fitplan.phase import Phase
@@ -82,8 +83,12 @@ class Corner:
         return ""
 
 
-def derive(low: Corner, high: Corner, region: Region) -> tuple[Piece, OptimizerFootprint]:
+def derive(
+    low: Corner, high: Corner, region: Region, sampled: Sequence[Shape] = ()
+) -> tuple[Piece, OptimizerFootprint]:
     """The formula of a step from its traces at two corners of ``region``, and what its optimizer adds.
+
+    At the shapes ``sampled``, of one micro-batch, the caching allocator is asked what it adds.
 
     Raises:
         NotAlike: the corners do not run the same operators, or the formula does not give them back.
@@ -92,12 +97,13 @@ def derive(low: Corner, high: Corner, region: Region) -> tuple[Piece, OptimizerF
     """
     if difference := low.differs_from(high):
         raise NotAlike(difference)
-    piece, optimizer = _Derivation(low, high, region).run()
+    derivation = _Derivation(low, high, region)
+    piece, optimizer = derivation.run()
     whole = piece.with_optimizer(optimizer)
     for corner in (low, high):
         if whole.estimate(corner.shape, corner.capability) != estimate_trace(corner.trace):
             raise NotAlike(f"the formula does not give the trace at {corner.shape}")
-    return piece, optimizer
+    return replace(piece, overheads=derivation.overheads(sampled)), optimizer
 
 
 def _per_extra_batch(allocation: Allocation, last: int) -> bool:
@@ -143,6 +149,7 @@ class _Derivation:
         self._low, self._high, self._region = low, high, region
         self._columns = _Columns()
         columns = [self._columns.of(a, b, (low, high)) for a, b in zip(low.births, high.births, strict=True)]
+        self._block_of = columns
         self._blocks = self._columns.blocks
         self._count = len(self._blocks)
         self._rows = self._accumulate(columns)
@@ -207,6 +214,28 @@ class _Derivation:
             self._live(entry),
         )
         return self._without_unused(piece), self._optimizer(step_rows, entry, states, states_large)
+
+    # --- the allocator -----------------------------------------------------------------------------------------------
+
+    def overheads(self, shapes: Sequence[Shape]) -> tuple[OverheadSample, ...]:
+        """What the caching allocator adds to jobs of these shapes and one micro-batch."""
+        births, later = self._low.births, set()
+        events = []
+        for event, moment in zip(self._low.events, self._low.moments, strict=True):
+            if event >= 0 and (moment.micro_batch or births[event].per_extra_batch):
+                later.add(event)
+            elif event >= 0 or ~event not in later:
+                events.append(event)
+        return tuple(replayed(self._sizes(shape), events, shape) for shape in shapes)
+
+    def _sizes(self, shape: Shape) -> list[int]:
+        """The size of every allocation at a shape."""
+        values = lengths_of(shape, self._low.capability)
+        sizes = [block.size.at(values) for block in self._blocks]
+        return [
+            birth.allocation.size if block is None else sizes[block]
+            for birth, block in zip(self._low.births, self._block_of, strict=True)
+        ]
 
     def _entries(self) -> tuple[Counts, Counts]:
         """What is live when the optimizer's step begins, in both steps."""

@@ -13,11 +13,13 @@ from fitplan.footprint.footprint import (
     Region,
     Summit,
 )
+from fitplan.footprint.overhead import OverheadSample
 from fitplan.footprint.size import Size
+from fitplan.memory import AllocatorOverhead
 from fitplan.phase import Phase
 from fitplan.trace.events import Category
 
-FORMAT = 1
+FORMAT = 2
 
 
 def footprint_to_dict(footprint: Footprint) -> dict[str, Any]:
@@ -82,6 +84,10 @@ def _piece(piece: Piece) -> dict[str, Any]:
             [g.storage, g.why, g.trainable, g.adapter, str(g.parameters), str(g.bytes), g.example]
             for g in piece.parameters
         ],
+        "overheads": [
+            [o.batch_size, o.seq_len, *(n for a in (o.plain, o.expandable) for n in (a.unsplit_bytes, a.cached_bytes))]
+            for o in piece.overheads
+        ],
     }
 
 
@@ -96,6 +102,10 @@ def _piece_from(document: dict[str, Any]) -> Piece:
         tuple(
             GroupFormula(storage, why, trainable, adapter, Size.parse(parameters), Size.parse(size), example)
             for storage, why, trainable, adapter, parameters, size, example in document["parameters"]
+        ),
+        tuple(
+            OverheadSample(rows, length, AllocatorOverhead(*added[:2]), AllocatorOverhead(*added[2:]))
+            for rows, length, *added in document.get("overheads", ())
         ),
     )
 

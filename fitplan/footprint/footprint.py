@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 from fitplan.audit import ParameterGroup
 from fitplan.cuda import LARGE_BLOCK, rounded
+from fitplan.footprint.overhead import OverheadSample, overhead_at
 from fitplan.footprint.size import Shape, Size, lengths_of
-from fitplan.memory import MemoryEstimate, MemoryMoment
+from fitplan.memory import AllocatorOverhead, MemoryEstimate, MemoryMoment
 from fitplan.phase import Phase
 from fitplan.trace.events import Category
 
@@ -189,6 +190,7 @@ class Piece:
         kinds: the kinds of moments, in the order in which they first come.
         entry: what is live when ``optimizer.step()`` begins, without its states.
         parameters: how the model's parameters are stored.
+        overheads: what the caching allocator adds, in order of tokens; with the recipe's own optimizer.
 
     """
 
@@ -198,6 +200,7 @@ class Piece:
     kinds: tuple[str, ...]
     entry: Live
     parameters: tuple[GroupFormula, ...] = ()
+    overheads: tuple[OverheadSample, ...] = ()
 
     def with_optimizer(self, optimizer: OptimizerFootprint) -> "Piece":
         """The whole step."""
@@ -207,8 +210,13 @@ class Piece:
         added = [replace(s, live=self.entry.plus(s.live.renumbered(moved))) for s in optimizer.summits]
         summits = sorted([*own, *added], key=lambda s: (s.step, _RANK.get(s.phase, 0)))
         kinds = tuple(k for k in self.kinds if any(s.kind == k for s in summits))
-        blocks = self.blocks + optimizer.blocks
-        return Piece(self.region, blocks, tuple(summits), kinds, self.entry.plus(states), self.parameters)
+        return replace(
+            self,
+            blocks=self.blocks + optimizer.blocks,
+            summits=tuple(summits),
+            kinds=kinds,
+            entry=self.entry.plus(states),
+        )
 
     def groups(self, shape: Shape) -> tuple[ParameterGroup, ...]:
         """The model's parameters by how they are stored."""
@@ -237,6 +245,10 @@ class Piece:
             tuple(moments.values()),
             live.large + sum(count * large[number] for number, count in live.blocks),
         )
+
+    def overhead(self, shape: Shape, *, expandable: bool) -> AllocatorOverhead | None:
+        """What the caching allocator adds to a job of this shape; ``None`` where it was not replayed near it."""
+        return overhead_at(self.overheads, shape, expandable=expandable)
 
     def summit(self, shape: Shape, capability: tuple[int, int]) -> Summit:
         """The point that peaks."""
@@ -296,7 +308,11 @@ class Piece:
 
 
 def piece_at_point(
-    estimate: MemoryEstimate, parameters: Iterable[ParameterGroup], shape: Shape, capability: tuple[int, int]
+    estimate: MemoryEstimate,
+    parameters: Iterable[ParameterGroup],
+    shape: Shape,
+    capability: tuple[int, int],
+    overhead: OverheadSample | None = None,
 ) -> Piece:
     """What one trace says, as a piece that holds for its shape only."""
     workspace = lengths_of(shape, capability)["w"]
@@ -320,7 +336,7 @@ def piece_at_point(
         GroupFormula(g.storage, g.why, g.trainable, g.adapter, Size(g.parameters), Size(g.bytes), g.example)
         for g in parameters
     )
-    return Piece(region, (block,), summits, kinds, Live(), groups)
+    return Piece(region, (block,), summits, kinds, Live(), groups, (overhead,) if overhead else ())
 
 
 Line = tuple[int, int, tuple[int, ...]]

@@ -5,7 +5,9 @@ from typing import Any
 from fitplan.footprint.size import Shape
 from fitplan.setup import Quant, TrainingSetup
 
-_NOT_IN_RECIPE = ("batch_size", "seq_len", "gradient_accumulation_steps", "lora_r", "lora_alpha", "optim")
+_NOT_IN_RECIPE = (
+    "batch_size", "seq_len", "gradient_accumulation_steps", "lora_r", "lora_alpha", "optim", "expandable_segments",
+)  # fmt: skip
 
 Recipe = dict[str, Any]
 

@@ -105,7 +105,7 @@ def _optimizers(name: str, key: str, optim: Optim) -> tuple[tuple[int, int, Opti
 def _header(name: str) -> dict[str, Any]:
     lines = _shipped(name)
     header: dict[str, Any] = json.loads(lines[0]) if lines else {}
-    return header if header.get("format") == FORMAT else {"kernels": "", "footprints": []}
+    return header if header.get("format") in (1, FORMAT) else {"kernels": "", "footprints": []}
 
 
 def shipped_document(

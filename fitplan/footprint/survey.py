@@ -8,12 +8,13 @@ is searched at which they part.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fitplan.errors import InputError
 from fitplan.footprint.derive import Corner, derive
 from fitplan.footprint.footprint import Footprint, GroupFormula, OptimizerFootprint, Piece, Region
 from fitplan.footprint.size import NoFormula, Shape, size_through
+from fitplan.memory import estimate_trace
 
 if TYPE_CHECKING:
     from fitplan.trace.tracing import TracedRun
@@ -33,6 +34,27 @@ STEP = 8
 ROUNDEST = 128
 """The coarsest rounding of a length."""
 ACCUMULATION = (2, 3)
+REPLAYED_TOKENS = (512, 1024, 2048, 4096, 8192, 16_384, 65_536)
+"""What the allocator adds is much the same for as many tokens in one row or in several, so these get every other."""
+REPLAYED_ROWS = 4
+REPLAYED_RANK = 16
+
+
+class _Stretch(NamedTuple):
+    """Sequence lengths that run the same operators.
+
+    Attributes:
+        first: the shortest.
+        low: from here on every rounding of the length can be told from the length; traced as the lower corner.
+        high: the longest; traced as the upper corner.
+        step: they are multiples of this.
+
+    """
+
+    first: int
+    low: int
+    high: int
+    step: int
 
 
 class Survey:
@@ -72,11 +94,11 @@ class Survey:
         """
         pieces: list[Piece] = []
         optimizer: OptimizerFootprint | None = None
-        for low, high, step in self._stretches():
-            piece, added = self._one_row(low, high, step)
+        for stretch in self._stretches():
+            piece, added = self._one_row(stretch)
             optimizer = optimizer or added
-            parameters = self._parameters(low, high)
-            found = [piece, *self._several_rows(low, high, step)]
+            parameters = self._parameters(stretch)
+            found = [piece, *self._several_rows(stretch)]
             pieces += [replace(one, parameters=parameters) for one in found]
         assert optimizer is not None, "there is at least one stretch"
         run = next(iter(self._corners.values()))[1]
@@ -103,24 +125,24 @@ class Survey:
 
     # --- which lengths -----------------------------------------------------------------------------------------------
 
-    def _stretches(self) -> Iterator[tuple[int, int, int]]:
-        """Sequence lengths that run the same operators: from, to, in steps of."""
+    def _stretches(self) -> Iterator[_Stretch]:
+        """Sequence lengths that run the same operators."""
         longest = self._longest()
         if self._alike(SHORTEST, longest):
-            yield SHORTEST, longest, 1
+            yield _Stretch(SHORTEST, SHORTEST, longest, 1)
             return
         shortest = STEP
         step = 1 if self._alike(SHORTEST, shortest) else STEP
         if self._alike(shortest, longest):
-            yield shortest, longest, STEP
+            yield _Stretch(shortest, shortest, longest, STEP)
             return
         turn = self._turn(shortest, longest, step)
-        yield SHORTEST if step == 1 else shortest, turn, step
+        low = SHORTEST if step == 1 else shortest
+        yield _Stretch(low, low, turn, step)
         after = -(-turn // ROUNDEST) * ROUNDEST
-        if self._alike(after + SHORTEST, longest):
-            yield after + SHORTEST, longest, 1
-        else:
-            yield after + STEP, longest, STEP
+        step = 1 if self._alike(after + SHORTEST, longest) else STEP
+        low = after + (SHORTEST if step == 1 else STEP)
+        yield _Stretch(min(low, -(-(turn + 1) // step) * step), low, longest, step)
 
     def _longest(self) -> int:
         for length in (LONGEST, self._positions):
@@ -147,19 +169,43 @@ class Survey:
 
     # --- the formula -------------------------------------------------------------------------------------------------
 
-    def _one_row(self, low: int, high: int, step: int) -> tuple[Piece, OptimizerFootprint]:
-        region = Region((1, 1), (low, high), step, self._ranks, high)
-        return derive(self._corner(1, low, high=False), self._corner(1, high, high=True), region)
+    def _one_row(self, stretch: _Stretch) -> tuple[Piece, OptimizerFootprint]:
+        low, high = self._corner(1, stretch.low, high=False), self._corner(1, stretch.high, high=True)
+        region = Region((1, 1), (stretch.first, stretch.high), stretch.step, self._ranks, stretch.high)
+        piece, optimizer = derive(low, high, region, self._replayed(region, 1))
+        return self._where_it_holds(piece, optimizer, stretch), optimizer
 
-    def _several_rows(self, low: int, high: int, step: int) -> list[Piece]:
+    def _several_rows(self, stretch: _Stretch) -> list[Piece]:
         """A piece, or none where there is no formula."""
-        long = min(high, max(LONG, 2 * low)) // step * step
+        long = min(stretch.high, max(LONG, 2 * stretch.low)) // stretch.step * stretch.step
         rows = min(ROWS[1], TOKENS // long)
-        region = Region((ROWS[0], rows), (low, high), step, self._ranks, TOKENS)
+        region = Region((ROWS[0], rows), (stretch.first, stretch.high), stretch.step, self._ranks, TOKENS)
+        low, high = self._corner(ROWS[0], stretch.low, high=False), self._corner(rows, long, high=True)
         try:
-            return [derive(self._corner(ROWS[0], low, high=False), self._corner(rows, long, high=True), region)[0]]
+            piece, optimizer = derive(low, high, region, self._replayed(region, REPLAYED_ROWS))
         except NoFormula:
             return []
+        return [self._where_it_holds(piece, optimizer, stretch)]
+
+    def _where_it_holds(self, piece: Piece, optimizer: OptimizerFootprint, stretch: _Stretch) -> Piece:
+        """The piece, if it gives the trace of the stretch's first length; else without what is before the corner."""
+        if stretch.first < stretch.low:
+            corner = self._corner(piece.region.batch_size[0], stretch.first, high=False)
+            if piece.with_optimizer(optimizer).estimate(corner.shape, self._capability) != estimate_trace(corner.trace):
+                return replace(piece, region=replace(piece.region, seq_len=(stretch.low, stretch.high)))
+        return piece
+
+    def _replayed(self, region: Region, rows: int) -> list[Shape]:
+        """Shapes of the region at which the caching allocator is replayed, in order of their tokens."""
+        (shortest, longest), step = region.seq_len, region.seq_len_step
+        most = min(region.tokens, region.batch_size[1] * longest)
+        rank = REPLAYED_RANK if self._ranks[1] else 0
+        shapes = []
+        counts = REPLAYED_TOKENS if rows == 1 else REPLAYED_TOKENS[1::2]
+        for tokens in (*(count for count in counts if rows * shortest <= count < most), most):
+            enough = max(rows, -(-tokens // longest))
+            shapes.append(Shape(enough, max(shortest, tokens // enough // step * step), rank))
+        return shapes
 
     def _corner(self, rows: int, length: int, *, high: bool) -> Corner:
         return self._traced(Shape(rows, length, self._ranks[high], ACCUMULATION[high]))
@@ -170,10 +216,9 @@ class Survey:
             self._corners[shape] = Corner(run.trace, shape, self._capability), run
         return self._corners[shape][0]
 
-    def _parameters(self, low: int, high: int) -> tuple[GroupFormula, ...]:
-        corners = [
-            self._corners[self._corner(1, length, high=end).shape] for length, end in ((low, False), (high, True))
-        ]
+    def _parameters(self, stretch: _Stretch) -> tuple[GroupFormula, ...]:
+        ends = (stretch.low, False), (stretch.high, True)
+        corners = [self._corners[self._corner(1, length, high=end).shape] for length, end in ends]
         formulas = []
         for groups in zip(*(run.parameters for _, run in corners), strict=True):
             values = [corner.values for corner, _ in corners]

@@ -7,7 +7,6 @@ from rich.text import Text
 from fitplan.advice import AdviceReport, Proposal
 from fitplan.report.terminal import VERDICT_STYLES, describe, told_steps
 from fitplan.units import gib
-from fitplan.verdict import device_bytes
 
 
 def print_advice(report: AdviceReport, console: Console) -> None:
@@ -58,4 +57,4 @@ def _verdict(proposal: Proposal) -> Text:
     name, style = VERDICT_STYLES[proposal.verdict.fit]
     slack = proposal.verdict.slack_bytes
     rest = f"{gib(slack)} left" if slack >= 0 else f"{gib(-slack)} too much"
-    return Text.assemble((gib(device_bytes(proposal.estimate)), "bold"), "  ", (name, style), f", {rest}")
+    return Text.assemble((gib(proposal.verdict.memory.bytes), "bold"), "  ", (name, style), f", {rest}")

@@ -19,19 +19,20 @@ from fitplan.report.dossier import Dossier, Series
 from fitplan.report.formula import CHANGE_NAMES, MIN_SHARE, product, short_owner, signed
 from fitplan.report.pictures import DARK, LIGHT, fit_map_svg, timelines_svg, totals_svg
 from fitplan.report.terminal import (
+    BESIDE_NAMES,
     CATEGORY_NAMES,
     LOUD_SHARE,
     METHOD_NAMES,
     VERDICT_STYLES,
     audit,
+    beside,
     describe,
     describe_recipe,
     told_steps,
 )
 from fitplan.setup import Method
-from fitplan.trace.events import Category
 from fitplan.units import MIB, count, gib
-from fitplan.verdict import CUDA_CONTEXT_BYTES, Fit, Verdict, device_bytes
+from fitplan.verdict import Fit, Verdict
 
 SIGNS = {Fit.FITS: "✓", Fit.TIGHT: "≈", Fit.DOES_NOT_FIT: "✕"}
 """Beside each verdict, for whom its colour says nothing."""
@@ -82,7 +83,8 @@ def pictures(dossier: Dossier) -> dict[str, str]:
     """Every picture of the page as an SVG document of its own, by the name of its file."""
     found = {"totals": totals_svg(dossier.check)}
     for plan, details in zip(dossier.check.plans, dossier.details, strict=True):
-        room = plan.estimate.peak_allocated_bytes + plan.verdict.slack_bytes if plan.verdict else None
+        gpu, memory = dossier.check.gpu, plan.memory
+        room = gpu.usable_bytes - (memory.least_bytes - memory.allocated_bytes) if gpu else None
         found[f"{plan.setup.method}-timeline"] = timelines_svg([Series.of("predicted", plan.estimate.moments)], room)
         if isinstance(details.fit_map, FitMap):
             found[f"{plan.setup.method}-map"] = fit_map_svg(details.fit_map)
@@ -94,9 +96,7 @@ def pictures(dossier: Dossier) -> dict[str, str]:
 def headline(report: CheckReport) -> str:
     """The verdicts in one sentence: ``"QLoRA fits; LoRA and full do not fit"``."""
     if report.gpu is None:
-        return ", ".join(
-            f"{METHOD_NAMES[plan.setup.method]} needs {gib(device_bytes(plan.estimate))}" for plan in report.plans
-        )
+        return ", ".join(f"{METHOD_NAMES[plan.setup.method]} needs {gib(plan.memory.bytes)}" for plan in report.plans)
     parts = []
     for fit, (one, several) in _SAID.items():
         names = [METHOD_NAMES[plan.setup.method] for plan in report.plans if plan.verdict and plan.verdict.fit is fit]
@@ -129,13 +129,23 @@ def _left(verdict: Verdict) -> Markup:
     return Markup("{} {}").format(_size(abs(slack)), "left" if slack >= 0 else "too much")
 
 
-def _breakdown(plans: tuple[Plan, ...]) -> list[tuple[Category, str, list[int]]]:
-    """What the memory holds at the peak of each plan, without what none of them has."""
-    rows = [(category, name, [p.estimate.breakdown.get(category, 0) for p in plans]) for category, name in _CATEGORIES]
+Row = tuple[str, str, list[int]]
+"""Of the table of the breakdown: a key, its name, and its bytes in each plan."""
+
+
+def _breakdown(plans: tuple[Plan, ...]) -> list[Row]:
+    """What the allocated memory holds at the peak of each plan, without what none of them has."""
+    rows: list[Row] = [
+        (category, name, [plan.estimate.breakdown.get(category, 0) for plan in plans])
+        for category, name in CATEGORY_NAMES.items()
+    ]
     return [row for row in rows if any(row[2])]
 
 
-_CATEGORIES = tuple(CATEGORY_NAMES.items())
+def _beside(plans: tuple[Plan, ...]) -> list[Row]:
+    """What the device holds beside that."""
+    rows: list[Row] = [(key, name, [beside(plan.memory)[key] for plan in plans]) for key, name in BESIDE_NAMES.items()]
+    return [row for row in rows if any(row[2])]
 
 
 def _terms(found: Explanation) -> dict[str, Any]:
@@ -179,8 +189,7 @@ _WORDS: dict[str, Any] = {
     "signs": SIGNS,
     "verdicts": {fit: name for fit, (name, _) in VERDICT_STYLES.items()},
     "categories": CATEGORY_NAMES,
-    "context": CUDA_CONTEXT_BYTES,
-    "device_bytes": device_bytes,
+    "beside": _beside,
     "left": _left,
     "breakdown": _breakdown,
     "terms": _terms,

@@ -20,15 +20,15 @@ from matplotlib.patches import Patch, Rectangle
 from fitplan.fitmap import Cell, FitMap
 from fitplan.plan import CheckReport
 from fitplan.report.dossier import Series
-from fitplan.report.terminal import CATEGORY_NAMES, METHOD_NAMES, VERDICT_STYLES
+from fitplan.report.terminal import BESIDE_NAMES, CATEGORY_NAMES, METHOD_NAMES, VERDICT_STYLES, beside
 from fitplan.trace.events import Category
 from fitplan.units import GIB, gib
-from fitplan.verdict import CUDA_CONTEXT_BYTES, Fit, device_bytes
+from fitplan.verdict import Fit
 
 Key = Patch | Line2D
 Parts = Mapping[Any, int]
-"""Bytes by category, the CUDA context being one of them."""
-_CONTEXT, _WHOLE = "cuda_context", "whole"
+"""Bytes by category, or by what is held beside them."""
+_WHOLE = "whole"
 
 LIGHT: dict[str, str] = {
     "ground": "#ffffff",
@@ -43,7 +43,9 @@ LIGHT: dict[str, str] = {
     Category.LOGITS_AND_LOSS: "#e3cf1d",
     Category.TEMPORARIES: "#d55e00",
     Category.WORKSPACES: "#8e98a3",
-    _CONTEXT: "#4a525c",
+    "kept": "#c3cad2",
+    "paged": "#a0713f",
+    "context": "#4a525c",
     _WHOLE: "#0073b3",
     Fit.FITS: "#d3efe3",
     Fit.TIGHT: "#fbeab5",
@@ -59,7 +61,8 @@ DARK: dict[str, str] = {
     "rule": "#39414c",
     Category.BASE_WEIGHTS: "#2b8fd0",
     Category.WORKSPACES: "#7b8691",
-    _CONTEXT: "#b4bdc7",
+    "kept": "#525c68",
+    "context": "#b4bdc7",
     _WHOLE: "#2b8fd1",
     Fit.FITS: "#12493a",
     Fit.TIGHT: "#57470f",
@@ -76,9 +79,11 @@ _HATCHES: dict[str, str] = {
     Category.LOGITS_AND_LOSS: "---",
     Category.TEMPORARIES: "+++",
     Category.WORKSPACES: "",
-    _CONTEXT: "",
+    "kept": "xx",
+    "paged": "\\\\\\",
+    "context": "",
 }
-_NAMES: dict[Any, str] = {**CATEGORY_NAMES, _CONTEXT: "CUDA context"}
+_NAMES: dict[Any, str] = {**CATEGORY_NAMES, **BESIDE_NAMES}
 _HAIR = 1 / 400
 """Of the widest bar: what is thinner is not in the legend."""
 
@@ -88,7 +93,7 @@ _ROW = 27  # height of a row
 _TEXT, _SMALL_TEXT = 12, 11  # heights of letters
 _LETTER = 6.9  # width of a letter, on average, in the wider of the fonts below
 _VALUE = 84  # width of the column of values
-_KEY, _KEYS_ABREAST = 18, 3  # height of a line of the legend, and how many keys it has
+_KEY = 18  # height of a line of the legend
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -102,11 +107,10 @@ _STYLE: dict[Any, Any] = {
 
 def totals_svg(report: CheckReport) -> str:
     """Device memory at the peak of each plan, by category, beside what the GPU has."""
-    bars = {
-        METHOD_NAMES[plan.setup.method]: {**plan.estimate.breakdown, _CONTEXT: CUDA_CONTEXT_BYTES}
-        for plan in report.plans
+    bars: dict[str, Parts] = {
+        METHOD_NAMES[plan.setup.method]: {**plan.estimate.breakdown, **beside(plan.memory)} for plan in report.plans
     }
-    sizes = [device_bytes(plan.estimate) for plan in report.plans]
+    sizes = [plan.memory.bytes for plan in report.plans]
     usable = report.gpu.usable_bytes if report.gpu else None
 
     def draw() -> Figure:
@@ -191,7 +195,7 @@ def fit_map_svg(found: FitMap) -> str:
             frame: dict[str, Any] = {"fill": False, "edgecolor": LIGHT["ink"], "linewidth": 2}
             axes.add_patch(_square(batches.index(asked[0]), lengths.index(asked[1]), **frame))
             keys.append(Patch(label="as asked", **frame))
-        _legend(figure, keys, abreast=len(keys))
+        _legend(figure, keys, len(keys))
         return figure
 
     return _drawn(draw, f"GiB allocated at the peak by batch size and sequence length, and what fits {found.gpu.name}")
@@ -235,14 +239,16 @@ def _rows(
 ) -> tuple[Figure, Axes]:
     """A legend, and axes from 0 to ``reach`` bytes with a named row for each bar."""
     left = 18 + _LETTER * max(map(len, names))
-    bottom = 18 + _KEY * -(-len(keys) // _KEYS_ABREAST)
+    longest = max(len(str(key.get_label())) for key in keys)
+    abreast = min(3, int(WIDTH / (30 + (_LETTER - 0.4) * longest)))
+    bottom = 18 + _KEY * -(-len(keys) // abreast)
     figure, axes = _canvas(len(names) * height, left=left, right=right, top=26, bottom=bottom)
     axes.set(xlim=(0, reach), ylim=(len(names) - 0.5, -0.5))
     for row, name in enumerate(names):
         weight = "bold" if name == bold else "normal"
         axes.annotate(name, (0, row), (-8, 0), textcoords="offset points", ha="right", va="center", weight=weight)
     axes.axvline(0, color=LIGHT["muted"], linewidth=1)
-    _legend(figure, keys)
+    _legend(figure, keys, abreast)
     return figure, axes
 
 
@@ -308,7 +314,7 @@ def _look(category: str) -> dict[str, Any]:
     return {"facecolor": LIGHT[category], "edgecolor": LIGHT["ground"], "hatch": hatch, "linewidth": 0.5}
 
 
-def _legend(figure: Figure, keys: Sequence[Key], abreast: int = _KEYS_ABREAST) -> None:
+def _legend(figure: Figure, keys: Sequence[Key], abreast: int) -> None:
     figure.legend(
         handles=list(keys),
         loc="lower left",

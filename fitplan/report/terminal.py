@@ -10,13 +10,12 @@ from rich.text import Text
 from fitplan.advice import Proposal
 from fitplan.audit import ParameterGroup, unquantised_share
 from fitplan.devices.device import Device
-from fitplan.memory import MemoryEstimate
 from fitplan.plan import CheckReport, Plan
 from fitplan.setup import ALL_LINEAR, Method, MixedPrecision, TrainingSetup
 from fitplan.setup import Padding as RowPadding
 from fitplan.trace.events import Category
 from fitplan.units import count, gib
-from fitplan.verdict import CUDA_CONTEXT_BYTES, Fit, device_bytes
+from fitplan.verdict import DeviceMemory, Fit
 
 CATEGORY_NAMES = {
     Category.BASE_WEIGHTS: "base weights",
@@ -43,8 +42,7 @@ VERDICT_STYLES = {
     Fit.TIGHT: ("tight", "bold yellow"),
     Fit.DOES_NOT_FIT: ("does not fit", "bold red"),
 }
-_CONTEXT = "CUDA context"
-_MARKS = "█▓▒░▞▚▖▘"
+_MARKS = "█▓▒░▞▚▖▘▤▥▪"
 BAR_WIDTH = 50
 LOUD_SHARE = 0.5
 """Above this share of parameters left unquantised, quantisation is not what it seems."""
@@ -68,14 +66,14 @@ def print_check(report: CheckReport, console: Console) -> None:
 def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
     parts: list[RenderableType] = [_headline(plan)]
     parts.append(Padding(Text(describe(plan.setup), style="dim"), (0, 0, 0, 2)))
-    parts.append(Padding(_bar(plan.estimate, gpu), (0, 0, 0, 2)))
+    parts.append(Padding(_bar(plan, gpu), (0, 0, 0, 2)))
     parts.append(Padding(_breakdown(plan), (0, 0, 0, 2)))
     parts.append(Padding(_facts(plan), (0, 0, 0, 2)))
     if plan.setup.method is Method.QLORA:
         parts.append(Padding(audit(plan.parameters), (0, 0, 0, 2)))
     if plan.fix is not None:
         steps = "; ".join(step for step, _ in told_steps(plan.fix))
-        needs = gib(device_bytes(plan.fix.estimate))
+        needs = gib(plan.fix.verdict.memory.bytes)
         parts.append(Padding(Text(f"to make it fit: {steps} ({needs})"), (0, 0, 0, 2)))
     return Group(*parts)
 
@@ -93,7 +91,7 @@ def told_steps(proposal: Proposal) -> list[tuple[str, str]]:
 
 def _headline(plan: Plan) -> Text:
     line = Text(f"{METHOD_NAMES[plan.setup.method]:<6}", style="bold")
-    line.append(f" {gib(device_bytes(plan.estimate)):>11}", style="bold")
+    line.append(f" {gib(plan.memory.bytes):>11}", style="bold")
     if plan.verdict is not None:
         word, style = VERDICT_STYLES[plan.verdict.fit]
         line.append("  ")
@@ -141,17 +139,31 @@ def describe_recipe(setup: TrainingSetup) -> str:
     return ", ".join(words)
 
 
-def _bar(estimate: MemoryEstimate, gpu: Device | None) -> Text:
+BESIDE_NAMES = {
+    "kept": "kept by the allocator",
+    "paged": "paged optimizer states",
+    "context": "CUDA context",
+}
+
+
+def beside(memory: DeviceMemory) -> dict[str, int]:
+    """What the device holds beside the breakdown of what is allocated, by the keys of :data:`BESIDE_NAMES`."""
+    kept = memory.unsplit_bytes + memory.cached_bytes
+    return {"kept": kept, "paged": memory.paged_bytes, "context": memory.context.bytes}
+
+
+def _bar(plan: Plan, gpu: Device | None) -> Text:
     """The breakdown as a bar; of the device where there is one, else of the peak."""
-    used = device_bytes(estimate)
+    used = plan.memory.bytes
     full = max(used, gpu.usable_bytes) if gpu is not None else used
     bar, drawn, reached = Text(), 0, 0
-    for number, (category, size) in enumerate([*estimate.breakdown.items(), (_CONTEXT, CUDA_CONTEXT_BYTES)]):
+    parts = [*((_COLOURS[category], size) for category, size in plan.estimate.breakdown.items())]
+    parts += [("white", size) for size in beside(plan.memory).values()]
+    for mark, (colour, size) in zip(_MARKS, parts, strict=True):
         reached += size
         width = round(reached / full * BAR_WIDTH) - drawn
         drawn += width
-        colour = _COLOURS[category] if isinstance(category, Category) else "white"
-        bar.append(_MARKS[number % len(_MARKS)] * width, style=colour)
+        bar.append(mark * width, style=colour)
     bar.append("·" * (BAR_WIDTH - drawn), style="dim")
     if gpu is not None and used > gpu.usable_bytes:
         edge = round(gpu.usable_bytes / full * BAR_WIDTH)
@@ -165,17 +177,15 @@ def _breakdown(plan: Plan) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
-    shown = [(item, size) for item, size in plan.estimate.breakdown.items() if size >= _SMALL]
-    rest = plan.estimate.peak_allocated_bytes - sum(size for _, size in shown)
-    marks = {item: _MARKS[number % len(_MARKS)] for number, item in enumerate(plan.estimate.breakdown)}
-    total = device_bytes(plan.estimate)
-    for item, size in shown:
-        table.add_row(
-            Text(f"{marks[item]} {CATEGORY_NAMES[item]}", style=_COLOURS[item]), gib(size), _share(size, total)
-        )
+    total = plan.memory.bytes
+    allocated = [(CATEGORY_NAMES[item], _COLOURS[item], size) for item, size in plan.estimate.breakdown.items()]
+    rows = [*allocated, *((BESIDE_NAMES[item], "white", size) for item, size in beside(plan.memory).items())]
+    for mark, (name, colour, size) in zip(_MARKS, rows, strict=True):
+        if size >= _SMALL:
+            table.add_row(Text(f"{mark} {name}", style=colour), gib(size), _share(size, total))
+    rest = sum(size for _, _, size in rows if size < _SMALL)
     if rest >= _SMALL:
         table.add_row("  other", gib(rest), _share(rest, total))
-    table.add_row(f"{_MARKS[0]} {_CONTEXT}", gib(CUDA_CONTEXT_BYTES), _share(CUDA_CONTEXT_BYTES, total))
     return table
 
 
@@ -216,7 +226,8 @@ def audit(groups: Iterable[ParameterGroup]) -> Text:
 
 def _footnote(report: CheckReport) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in report.versions.items())
-    return (
-        f"Traced with {versions}. Of these totals {gib(CUDA_CONTEXT_BYTES)} are a stated figure for the CUDA context; "
-        "fragmentation of the allocator is not in them."
-    )
+    measured = report.plans[0].memory.context.measured_on
+    own = report.gpu is not None and report.gpu.name == measured
+    where = f"measured on {measured}" if own else f"measured on {measured}, not on this GPU"
+    spread = max(plan.memory.spread_bytes for plan in report.plans)
+    return f"Traced with {versions}. CUDA context: {where}. Totals may be up to {gib(spread)} higher."

@@ -91,6 +91,15 @@ class Recorder(TorchDispatchMode):
         """Memory that no operator returns and that is never given back, such as a workspace."""
         self.trace.born(allocation, self._moment)
 
+    def pass_by(self, parts: dict[str, int], op: str) -> None:
+        """Memory that no operator returns, made of parts by parameter, and given back at once."""
+        by_layer: dict[Layer | None, int] = {}
+        for path, size in parts.items():
+            layer = layer_of_path(path)
+            by_layer[layer] = by_layer.get(layer, 0) + size
+        allocation = Allocation(sum(parts.values()), Category.TEMPORARIES, "", op, None, by_layer)
+        self.trace.released(self.trace.born(allocation, self._moment), self._moment)
+
     # --- what the model is -------------------------------------------------------------------------------------------
 
     def watch(self, model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from fitplan.setup import Attention, Task, TrainingSetup
 from fitplan.step.architecture import task_of
 from fitplan.step.audit import Parameter, parameters_of
 from fitplan.step.job import Observer, Place
-from fitplan.step.model import build_skeleton, load_model
+from fitplan.step.model import build_skeleton, load_model, warmed_up
 from fitplan.step.run import train
 from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten
 from fitplan.trace.events import CUBLAS_CREATE, Allocation, Category, Layer, Trace, layer_of_path
@@ -105,6 +105,8 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
         stack.enter_context(recorder)
         stack.enter_context(meta_device(gpu))
         observe = _with_workspaces(recorder, gpu)
+        if gpu is not None and (parts := warmed_up(skeleton, setup)):
+            recorder.pass_by(parts, "caching_allocator_warmup")
         model = load_model(skeleton, config, setup, place, observe)
         recorder.watch(model)
         stack.enter_context(recorder.module_calls())

@@ -1,0 +1,66 @@
+"""What the caching allocator adds to a step, known at some shapes and estimated between them.
+
+How blocks of thousands of sizes fall into segments has no formula. It is replayed at some shapes when a footprint is
+made; a job in between gets what its neighbours have, and how far they differ.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fitplan.allocator.replay import replay_events
+from fitplan.allocator.settings import EXPANDABLE, PLAIN
+from fitplan.footprint.size import Shape
+from fitplan.memory import AllocatorOverhead
+
+
+@dataclass(frozen=True, slots=True)
+class OverheadSample:
+    """The replay of one shape.
+
+    Attributes:
+        batch_size: rows in a micro-batch.
+        seq_len: tokens in a row.
+        plain: what is added with PyTorch's default settings.
+        expandable: what is added with ``expandable_segments:True``.
+
+    """
+
+    batch_size: int
+    seq_len: int
+    plain: AllocatorOverhead
+    expandable: AllocatorOverhead
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a micro-batch."""
+        return self.batch_size * self.seq_len
+
+
+def replayed(sizes: Sequence[int], events: Sequence[int], shape: Shape) -> OverheadSample:
+    """What the allocator adds to a job of this shape, whose blocks have these sizes."""
+    plain, expandable = (replay_events(sizes, events, settings).overhead for settings in (PLAIN, EXPANDABLE))
+    return OverheadSample(shape.batch_size, shape.seq_len, plain, expandable)
+
+
+def overhead_at(samples: Sequence[OverheadSample], shape: Shape, *, expandable: bool) -> AllocatorOverhead | None:
+    """The overhead between samples, which are in order of their tokens; ``None`` beyond the last of them.
+
+    It is the straight line between the two neighbours. The spread is the most by which those two and the next on
+    either side differ from it: from one shape to the next the way blocks fall into segments changes by that much.
+    """
+    if not samples or shape.tokens > samples[-1].tokens:
+        return None
+    place = bisect_left([sample.tokens for sample in samples], shape.tokens)
+    right = samples[place]
+    left = samples[max(place - 1, 0)] if right.tokens != shape.tokens else right
+    share = (shape.tokens - left.tokens) / (right.tokens - left.tokens) if right.tokens > left.tokens else 0.0
+    near = [_added(sample, expandable) for sample in samples[max(place - 2, 0) : place + 2]]
+    a, b = _added(left, expandable), _added(right, expandable)
+    unsplit = round(a.unsplit_bytes + share * (b.unsplit_bytes - a.unsplit_bytes))
+    cached = round(a.cached_bytes + share * (b.cached_bytes - a.cached_bytes))
+    return AllocatorOverhead(unsplit, cached, max(abs(one.bytes - unsplit - cached) for one in near))
+
+
+def _added(sample: OverheadSample, expandable: bool) -> AllocatorOverhead:
+    return sample.expandable if expandable else sample.plain
