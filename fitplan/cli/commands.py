@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from fitplan.advice import AdviceReport
     from fitplan.plan import CheckReport
 
+if TYPE_CHECKING:
+    from fitplan.plan import CheckReport
+
 
 def check(
     model: str,
@@ -33,8 +36,7 @@ def check(
         report = api.check(
             model, gpu=_or_here(gpu, vram), vram=vram, method=method, trace=trace, progress=progress, **_given(settings)
         )
-    for warning in report.warnings:
-        print(f"fitplan: note: {warning}", file=sys.stderr)
+    _warn(report)
     if emit is not None:
         return _emit(report, emit)
 
@@ -44,15 +46,7 @@ def check(
         print_check(report, console)
 
     _answer(as_json, report.to_dict, show)
-    return _verdict_code(report)
-
-
-def _verdict_code(report: "CheckReport") -> int:
-    """The exit code of a check: does not fit, if no plan does."""
-    from fitplan.verdict import Fit
-
-    verdicts = [plan.verdict.fit for plan in report.plans if plan.verdict is not None]
-    return EXIT_DOES_NOT_FIT if verdicts and all(fit is Fit.DOES_NOT_FIT for fit in verdicts) else EXIT_FITS
+    return _exit_code(report)
 
 
 def explain(model: str, gpu: str | None, vram: str | None, as_json: bool, **settings: Any) -> int:
@@ -119,6 +113,39 @@ def fit_map(model: str, gpu: str | None, vram: str | None, as_json: bool, **sett
     return EXIT_FITS
 
 
+def report(
+    model: str, gpu: str | None, vram: str | None, method: str | None, out: str, svg: str | None, **settings: Any
+) -> int:
+    """``fitplan report``."""
+    from pathlib import Path
+
+    from fitplan import api
+    from fitplan.cli.dossier import check_writable, gather
+    from fitplan.errors import MissingDependency
+
+    try:
+        from fitplan.report.html import headline, page, pictures
+    except ImportError as error:
+        raise MissingDependency(
+            f"a report needs {error.name}, which is not installed; pip install 'fitplan[report]'"
+        ) from error
+    check_writable(Path(out))
+    if svg:
+        Path(svg).mkdir(parents=True, exist_ok=True)
+    with Narration() as progress:
+        device = api.device_named(_or_here(gpu, vram), vram)
+        dossier = gather(model, device, method, _given(settings), progress)
+        progress("drawing")
+        drawn = pictures(dossier)
+        Path(out).write_text(page(dossier, drawn), encoding="utf-8")
+        if svg:
+            for name, picture in drawn.items():
+                Path(svg, f"{name}.svg").write_text(picture, encoding="utf-8")
+    _warn(dossier.check)
+    print(f"{out}: {headline(dossier.check)}")
+    return _exit_code(dossier.check)
+
+
 def gpus(as_json: bool) -> int:
     """``fitplan gpus``."""
     from fitplan.devices.detect import detect
@@ -176,6 +203,19 @@ def _or_here(gpu: str | None, vram: str | None) -> str | None:
     return AUTO
 
 
+def _warn(report: "CheckReport") -> None:
+    for warning in report.warnings:
+        print(f"fitplan: note: {warning}", file=sys.stderr)
+
+
+def _exit_code(report: "CheckReport") -> int:
+    """Does not fit, if no plan does."""
+    from fitplan.verdict import Fit
+
+    verdicts = [plan.verdict.fit for plan in report.plans if plan.verdict is not None]
+    return EXIT_DOES_NOT_FIT if verdicts and all(fit is Fit.DOES_NOT_FIT for fit in verdicts) else EXIT_FITS
+
+
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that were typed."""
     return {name: value for name, value in settings.items() if value is not None}
@@ -189,7 +229,7 @@ def _emit(report: "CheckReport", form: str) -> int:
     text = emit_script(report) if form == "python" else json.dumps(settings_document(report), indent=1) + "\n"
     print(text, end="")
     print(f"fitplan: {' '.join(headline(report.plans[0]).plain.split())}", file=sys.stderr)
-    return _verdict_code(report)
+    return _exit_code(report)
 
 
 def _answer(as_json: bool, document: Callable[[], dict[str, Any]], show: Callable[[Any], None]) -> None:

@@ -49,8 +49,10 @@ def make_parser() -> argparse.ArgumentParser:
     _add_check(add)
     for name, run, what, epilog in _ONE_SETUP:
         command = _command(add, name, run, what, epilog)
-        _add_job(command, emits=run is commands.advise)
+        _add_job(command)
+        _add_form(command, emits=run is commands.advise)
         _add_settings(command, method="qlora")
+    _add_report(add)
     _add_gpus(add)
     _add_models(add)
     _add_profile(add)
@@ -77,7 +79,8 @@ def _add_check(add: Add) -> None:
     check = _command(
         add, "check", commands.check, "predict the memory of a fine-tune and judge it against a GPU", _EXAMPLES
     )
-    _add_job(check, emits=True)
+    _add_job(check)
+    _add_form(check, emits=True)
     check.add_argument("--trace", action="store_true", help="trace the step even where its footprint is known")
     _add_settings(check)
 
@@ -106,6 +109,22 @@ _ONE_SETUP: tuple[tuple[str, Callable[..., int], str, str], ...] = (
     ),
 )
 """Commands about one setup: name, function, what they tell, examples."""
+
+
+def _add_report(add: Add) -> None:
+    report = _command(
+        add,
+        "report",
+        commands.report,
+        "everything about a fine-tune on one page: verdict, timeline, fit map, advice, formula",
+        "examples:\n"
+        "  fitplan report llama-70b --gpu H100 --out report.html\n"
+        "  fitplan report llama-8b --gpu 4090 --method lora --out report.html --svg pictures",
+    )
+    _add_job(report)
+    report.add_argument("--out", metavar="FILE", required=True, help="the page that is written; it needs no other file")
+    report.add_argument("--svg", metavar="FOLDER", help="write each picture there too, as a file of its own")
+    _add_settings(report)
 
 
 def _add_gpus(add: Add) -> None:
@@ -143,7 +162,7 @@ def _add_profile(add: Add) -> None:
     profile.add_argument("--out", metavar="FOLDER", required=True, help="where MODEL/footprints.json.xz is written")
 
 
-def _add_job(parser: argparse.ArgumentParser, *, emits: bool) -> None:
+def _add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="an alias (llama-70b), a hub id, a folder or a config.json")
     device = parser.add_mutually_exclusive_group()
     device.add_argument(
@@ -152,6 +171,10 @@ def _add_job(parser: argparse.ArgumentParser, *, emits: bool) -> None:
         help="the GPU: h100, 4090, ..., or one of this machine: auto (the default if there is one), 0, GPU-...",
     )
     device.add_argument("--vram", metavar="SIZE", help="an amount of memory instead of a known GPU: 24GiB")
+
+
+def _add_form(parser: argparse.ArgumentParser, *, emits: bool) -> None:
+    """The forms that an answer can take instead of a table."""
     form = parser.add_mutually_exclusive_group()
     _add_json(form)
     if emits:

@@ -13,7 +13,7 @@ from fitplan.units import gib
 MIN_SHARE = 0.001
 """Terms below this share of the peak are told together."""
 
-_CHANGES = {
+CHANGE_NAMES = {
     "batch_size": "batch size +{}",
     "seq_len": "sequence length +{}",
     "lora_r": "rank +{}",
@@ -38,8 +38,8 @@ def print_explanation(found: Explanation, console: Console) -> None:
             f"{term.bytes / 2**30:.2f}",
             CATEGORY_NAMES[term.category],
             f"{term.coefficient:,}" if term.lengths else "",
-            _product(term) if term.lengths else "whatever the shape",
-            _short(term.largest),
+            product(term) if term.lengths else "whatever the shape",
+            short_owner(term.largest),
         )
     rest = peak - sum(term.bytes for term in shown)
     table.add_row(f"{rest / 2**30:.2f}", f"{len(found.terms) - len(shown)} smaller terms, and rounding to 512 bytes")
@@ -49,21 +49,22 @@ def print_explanation(found: Explanation, console: Console) -> None:
     if used:
         console.print(", ".join(f"{name} = {LENGTHS[name]} = {found.values[name]:,}" for name in used), style="dim")
     for change in found.changes:
-        console.print(f"{_CHANGES[change.name].format(f'{change.by:,}')} = {_signed(change.bytes)}")
+        console.print(f"{CHANGE_NAMES[change.name].format(f'{change.by:,}')} = {signed(change.bytes)}")
 
 
-def _short(what: str) -> str:
+def short_owner(what: str) -> str:
     """The last names of the module, and the operator without its overload."""
     owner, _, op = what.partition(": ")
     names = [name for name in owner.split(".") if name not in ("*", "default", "weight")]
     return f"{'.'.join(names[-2:])}: {op.partition('.')[0]}" if what else ""
 
 
-def _product(term: Term) -> str:
+def product(term: Term) -> str:
+    """What a term's coefficient is multiplied by."""
     return " x ".join(term.lengths)
 
 
-def _signed(size: int) -> str:
+def signed(size: int) -> str:
     """Bytes with their sign; small ones in MiB."""
     if abs(size) < 2**30 // 10:
         return f"{size / 2**20:+.2f} MiB"

@@ -70,7 +70,7 @@ def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
     parts.append(Padding(_breakdown(plan), (0, 0, 0, 2)))
     parts.append(Padding(_facts(plan), (0, 0, 0, 2)))
     if plan.setup.method is Method.QLORA:
-        parts.append(Padding(_audit(plan.parameters), (0, 0, 0, 2)))
+        parts.append(Padding(audit(plan.parameters), (0, 0, 0, 2)))
     if plan.fix is not None:
         steps = "; ".join(step for step, _ in told_steps(plan.fix))
         needs = gib(plan.fix.verdict.memory.bytes)
@@ -91,7 +91,7 @@ def told_steps(proposal: Proposal) -> list[tuple[str, str]]:
 
 def headline(plan: Plan) -> Text:
     """What the setup needs, and whether it fits."""
-    line = Text(f"{_METHOD_NAMES[plan.setup.method]:<6}", style="bold")
+    line = Text(f"{METHOD_NAMES[plan.setup.method]:<6}", style="bold")
     line.append(f" {gib(plan.memory.bytes):>11}", style="bold")
     if plan.verdict is not None:
         word, style = VERDICT_STYLES[plan.verdict.fit]
@@ -104,7 +104,7 @@ def headline(plan: Plan) -> Text:
     return line
 
 
-_METHOD_NAMES = {Method.FULL: "full", Method.LORA: "LoRA", Method.QLORA: "QLoRA"}
+METHOD_NAMES = {Method.FULL: "full", Method.LORA: "LoRA", Method.QLORA: "QLoRA"}
 
 
 def describe(setup: TrainingSetup) -> str:
@@ -140,13 +140,17 @@ def describe_recipe(setup: TrainingSetup) -> str:
     return ", ".join(words)
 
 
-def _beside(memory: DeviceMemory) -> list[tuple[str, int]]:
-    """What the device holds beside the breakdown of what is allocated."""
-    return [
-        ("kept by the allocator", memory.unsplit_bytes + memory.cached_bytes),
-        ("paged optimizer states", memory.paged_bytes),
-        ("CUDA context", memory.context.bytes),
-    ]
+BESIDE_NAMES = {
+    "kept": "kept by the allocator",
+    "paged": "paged optimizer states",
+    "context": "CUDA context",
+}
+
+
+def beside(memory: DeviceMemory) -> dict[str, int]:
+    """What the device holds beside the breakdown of what is allocated, by the keys of :data:`BESIDE_NAMES`."""
+    kept = memory.unsplit_bytes + memory.cached_bytes
+    return {"kept": kept, "paged": memory.paged_bytes, "context": memory.context.bytes}
 
 
 def _bar(plan: Plan, gpu: Device | None) -> Text:
@@ -155,7 +159,7 @@ def _bar(plan: Plan, gpu: Device | None) -> Text:
     full = max(used, gpu.usable_bytes) if gpu is not None else used
     bar, drawn, reached = Text(), 0, 0
     parts = [*((_COLOURS[category], size) for category, size in plan.estimate.breakdown.items())]
-    parts += [("white", size) for _, size in _beside(plan.memory)]
+    parts += [("white", size) for size in beside(plan.memory).values()]
     for mark, (colour, size) in zip(_MARKS, parts, strict=True):
         reached += size
         width = round(reached / full * BAR_WIDTH) - drawn
@@ -176,7 +180,7 @@ def _breakdown(plan: Plan) -> Table:
     table.add_column(no_wrap=True)
     total = plan.memory.bytes
     allocated = [(CATEGORY_NAMES[item], _COLOURS[item], size) for item, size in plan.estimate.breakdown.items()]
-    rows = [*allocated, *((name, "white", size) for name, size in _beside(plan.memory))]
+    rows = [*allocated, *((BESIDE_NAMES[item], "white", size) for item, size in beside(plan.memory).items())]
     for mark, (name, colour, size) in zip(_MARKS, rows, strict=True):
         if size >= _SMALL:
             table.add_row(Text(f"{mark} {name}", style=colour), gib(size), _share(size, total))
@@ -203,7 +207,7 @@ def _facts(plan: Plan) -> Text:
     return text
 
 
-def _audit(groups: Iterable[ParameterGroup]) -> Text:
+def audit(groups: Iterable[ParameterGroup]) -> Text:
     """The quantisation audit: one line where all is as expected, a warning where most of the model is left out."""
     groups = tuple(groups)
     share = unquantised_share(groups)

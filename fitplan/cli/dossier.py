@@ -1,0 +1,61 @@
+"""What ``fitplan report`` puts on its page: the library's answers to one question, asked one after the other."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fitplan import api
+from fitplan.devices.device import DEFAULT_CAPABILITY, Device
+from fitplan.errors import FitplanError, InputError
+from fitplan.plan import Plan
+from fitplan.report.dossier import Details, Dossier
+from fitplan.setup import settings_for
+from fitplan.tracer import Progress
+
+Found = TypeVar("Found")
+
+
+def gather(
+    model: str, device: Device | None, method: str | None, settings: dict[str, Any], progress: Progress
+) -> Dossier:
+    """Check, formula, map and advice; what one plan has none of is told by the sentence that says why.
+
+    Raises:
+        As :func:`fitplan.check`.
+
+    """
+    checked = api.check(model, gpu=device, method=method, progress=progress, **settings)
+    capability = device.capability if device else DEFAULT_CAPABILITY
+
+    def details(plan: Plan) -> Details:
+        asked = settings_for(plan.setup.method, settings)
+        return Details(
+            _or_why_not(lambda: api.explain(model, capability=capability, progress=progress, **asked)),
+            _or_why_not(lambda: api.fit_map(model, gpu=device, progress=progress, **asked)),
+            _or_why_not(lambda: api.advise(model, gpu=device, progress=progress, **asked)),
+        )
+
+    return Dossier(checked, tuple(map(details, checked.plans)))
+
+
+def _or_why_not(ask: Callable[[], Found]) -> Found | str:
+    try:
+        return ask()
+    except FitplanError as error:
+        return str(error)
+
+
+def check_writable(file: Path) -> None:
+    """Complain now about a file that cannot be written, not after minutes of work.
+
+    Raises:
+        InputError: it is a folder, its own folder does not exist, or it may not be written.
+
+    """
+    if file.is_dir():
+        raise InputError(f"{file} is a folder; name a file in it, such as {file / 'report.html'}")
+    if not file.parent.is_dir():
+        raise InputError(f"there is no folder {file.parent} to write {file.name} in")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise InputError(f"{file} may not be written")
