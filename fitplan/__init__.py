@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from fitplan.api import estimate as estimate
     from fitplan.api import explain as explain
     from fitplan.api import fit_map as fit_map
+    from fitplan.api import validate as validate
     from fitplan.audit import ParameterGroup as ParameterGroup
     from fitplan.devices.device import Device as Device
     from fitplan.emit import emit_script as emit_script
     from fitplan.errors import FitplanError as FitplanError
     from fitplan.errors import InputError as InputError
     from fitplan.errors import MissingDependency as MissingDependency
+    from fitplan.errors import ValidationFailed as ValidationFailed
     from fitplan.explanation import Explanation as Explanation
     from fitplan.fitmap import FitMap as FitMap
     from fitplan.memory import MemoryEstimate as MemoryEstimate
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from fitplan.plan import Plan as Plan
     from fitplan.setup import TrainingSetup as TrainingSetup
     from fitplan.trace.events import Category as Category
+    from fitplan.validation.report import ValidationReport as ValidationReport
     from fitplan.verdict import Fit as Fit
     from fitplan.verdict import Verdict as Verdict
 
@@ -48,6 +51,8 @@ _HOMES = {
     "ParameterGroup": "fitplan.audit",
     "Plan": "fitplan.plan",
     "TrainingSetup": "fitplan.setup",
+    "ValidationFailed": "fitplan.errors",
+    "ValidationReport": "fitplan.validation.report",
     "Verdict": "fitplan.verdict",
     "advise": "fitplan.api",
     "check": "fitplan.api",
@@ -55,6 +60,7 @@ _HOMES = {
     "estimate": "fitplan.api",
     "explain": "fitplan.api",
     "fit_map": "fitplan.api",
+    "validate": "fitplan.api",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore

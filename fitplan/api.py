@@ -1,6 +1,7 @@
 """Will this fine-tune fit? The way through the house, stage by stage."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from fitplan.advice import AdviceReport, Advisor, advise_on
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device, known_devices
@@ -15,7 +16,13 @@ from fitplan.plan import CheckReport, Plan
 from fitplan.setup import DEFAULT_SEQ_LEN, Method, TrainingSetup, settings_for
 from fitplan.tracer import Progress, installed_versions
 from fitplan.units import parse_size
+from fitplan.validation.records import nearest, write_record
 from fitplan.verdict import Fit, device_memory, judge
+
+if TYPE_CHECKING:
+    from fitplan.validation.depths import DepthReport
+    from fitplan.validation.limit import LimitReport
+    from fitplan.validation.report import ValidationReport
 
 
 def check(
@@ -161,6 +168,61 @@ def advise(
     return AdviceReport(config, device, advice, asked.source)
 
 
+def validate(
+    model: Any,
+    *,
+    device: str = "cuda",
+    layers: Sequence[int] = (),
+    find_limit: str | None = None,
+    vram: str | int | None = None,
+    record: bool = True,
+    progress: Progress = lambda _: None,
+    **rest: Any,
+) -> "ValidationReport | DepthReport | LimitReport":
+    """Run a job for real, in a process of its own, and hold what it took against what was predicted before.
+
+    Args:
+        model: as for :func:`check`.
+        device: ``"cuda"`` for the first GPU that can be used, an index or a UUID, or ``"cpu"``.
+        layers: shorten the model to one depth; of two depths the full model is extrapolated.
+        find_limit: ``"batch"`` or ``"seq"``: look for the largest that runs.
+        vram: memory that the run may take, where that is less than there is.
+        record: keep the result in the user's folder of records.
+        progress: is told what is being done.
+        rest: fields of :class:`fitplan.validation.runner.Options` and of :class:`TrainingSetup`.
+
+    Raises:
+        NoUsableGpu: there is no such GPU.
+        ValidationFailed: the run did not come to its end.
+        InputError: more is asked for than is free, or as :func:`check`.
+
+    """
+    from fitplan.validation.depths import shortened, validate_depths
+    from fitplan.validation.limit import Axis
+    from fitplan.validation.limit import find_limit as look_for_limit
+    from fitplan.validation.runner import OPTIONS, Options, find_target, validate_job
+
+    target = find_target(device)
+    limit = vram if vram is None or isinstance(vram, int) else parse_size(vram)
+    options = Options(limit_bytes=limit, **{name: value for name, value in rest.items() if name in OPTIONS})
+    config = resolve_model(model)
+    settings = {name: value for name, value in rest.items() if name not in OPTIONS}
+    setup = TrainingSetup.from_dict(_with_length(config, settings))
+    if find_limit is not None:
+        if find_limit not in list(Axis):
+            raise InputError(f"find_limit is batch or seq, not {find_limit!r}")
+        shorter = shortened(config, layers[0]) if layers else config
+        return look_for_limit(shorter, setup, target, options, Axis(find_limit), progress)
+    if len(layers) > 2:
+        raise InputError(f"layers are one depth or two, not {len(layers)}")
+    if len(layers) == 2:
+        return validate_depths(config, setup, target, options, layers, progress)
+    report = validate_job(shortened(config, layers[0]) if layers else config, setup, target, options, progress)
+    if record:
+        write_record(report.to_dict())
+    return report
+
+
 def device_named(gpu: str | Device | None, vram: str | int | None) -> Device | None:
     """The device that a person named, or an amount of memory; ``None`` if neither is given.
 
@@ -208,9 +270,12 @@ def _plan(
 ) -> Plan:
     capability = device.capability if device else DEFAULT_CAPABILITY
     found = answer(config, setup, capability, fresh=fresh, progress=progress)
+    evidence = nearest(config.name, found.setup)
     if device is None:
-        memory = device_memory(found.estimate, None)
-        return Plan(found.setup, found.estimate, memory, found.parameters, None, found.source, found.versions)
+        return Plan(
+            found.setup, found.estimate, device_memory(found.estimate, None), found.parameters, None,
+            found.source, found.versions, evidence=evidence,
+        )  # fmt: skip
     verdict = judge(found.estimate, device)
     fix = None
     if verdict.fit is not Fit.FITS:
@@ -220,5 +285,13 @@ def _plan(
 
         fix = Advisor(found.setup, fixed, evaluate, device).smallest_fix()
     return Plan(
-        found.setup, found.estimate, verdict.memory, found.parameters, verdict, found.source, found.versions, fix
+        found.setup,
+        found.estimate,
+        verdict.memory,
+        found.parameters,
+        verdict,
+        found.source,
+        found.versions,
+        fix,
+        evidence,
     )

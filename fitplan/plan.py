@@ -1,6 +1,6 @@
 """The answer: one plan for each setup asked about, and the JSON document made from it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fitplan.advice import Proposal, proposal_document
@@ -9,6 +9,7 @@ from fitplan.devices.device import Device
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import Method, TrainingSetup
+from fitplan.validation.records import Record
 from fitplan.verdict import DeviceMemory, Verdict
 
 SCHEMA = "fitplan.check/1"
@@ -27,6 +28,7 @@ class Plan:
         source: where the numbers come from: ``"shipped"``, ``"cache"`` or ``"trace"``.
         versions: the libraries that were traced.
         fix: the changes that hurt least and make it fit; ``None`` where it fits, or where none are known.
+        evidence: what a run of much the same job measured, if there is a record of one.
 
     """
 
@@ -38,6 +40,7 @@ class Plan:
     source: str
     versions: dict[str, str]
     fix: Proposal | None = None
+    evidence: Record | None = None
 
     @property
     def trainable_parameters(self) -> int:
@@ -138,6 +141,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "uncertainty_bytes": verdict.uncertainty_bytes if verdict else None,
         "reason": verdict.reason if verdict else None,
         "adapter_checkpoint_bytes": plan.adapter_checkpoint_bytes,
+        "evidence": asdict(plan.evidence) if plan.evidence else None,
         "quantisation": {
             "unquantised_share": unquantised_share(plan.parameters),
             "groups": [

@@ -53,8 +53,10 @@ def needed_for(what: str) -> Iterator[None]:
         ) from error
 
 
-def trace_job(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> "TracedRun":
-    """The training step of ``setup``, traced for a GPU of that compute capability.
+def trace_job(
+    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int] | None, progress: Progress
+) -> "TracedRun":
+    """The training step of ``setup``, traced for a GPU of that compute capability, or for the CPU.
 
     Raises:
         MissingDependency: torch and its companions are not installed.
@@ -72,7 +74,7 @@ def trace_job(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, i
             return trace_training(
                 load_config(model.settings),
                 setup,
-                Gpu(capability),
+                Gpu(capability) if capability else None,
                 progress=lambda what: progress(f"{setup.method}: {what}"),
             )
         except FitplanError:

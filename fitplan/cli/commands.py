@@ -34,7 +34,7 @@ def check(
         raise InputError(ONE_METHOD)
     with Narration() as progress:
         report = api.check(
-            model, gpu=_or_here(gpu, vram), vram=vram, method=method, trace=trace, progress=progress, **_given(settings)
+            model, gpu=_or_here(gpu, vram), vram=vram, method=method, trace=trace, progress=progress, **given(settings)
         )
     _warn(report)
     if emit is not None:
@@ -45,7 +45,7 @@ def check(
 
         print_check(report, console)
 
-    _answer(as_json, report.to_dict, show)
+    answer_with(as_json, report.to_dict, show)
     return _exit_code(report)
 
 
@@ -57,14 +57,14 @@ def explain(model: str, gpu: str | None, vram: str | None, as_json: bool, **sett
     device = api.device_named(_or_here(gpu, vram), vram)
     capability = device.capability if device else DEFAULT_CAPABILITY
     with Narration() as progress:
-        found = api.explain(model, capability=capability, progress=progress, **_given(settings))
+        found = api.explain(model, capability=capability, progress=progress, **given(settings))
 
     def show(console: Any) -> None:
         from fitplan.report.formula import print_explanation
 
         print_explanation(found, console)
 
-    _answer(as_json, found.to_dict, show)
+    answer_with(as_json, found.to_dict, show)
     return EXIT_FITS
 
 
@@ -74,7 +74,7 @@ def advise(model: str, gpu: str | None, vram: str | None, as_json: bool, emit: s
     from fitplan.verdict import Fit
 
     with Narration() as progress:
-        found = api.advise(model, gpu=_or_here(gpu, vram), vram=vram, progress=progress, **_given(settings))
+        found = api.advise(model, gpu=_or_here(gpu, vram), vram=vram, progress=progress, **given(settings))
     if emit is not None:
         return _emit(_best(model, found), emit)
 
@@ -83,7 +83,7 @@ def advise(model: str, gpu: str | None, vram: str | None, as_json: bool, emit: s
 
         print_advice(found, console)
 
-    _answer(as_json, found.to_dict, show)
+    answer_with(as_json, found.to_dict, show)
     return EXIT_DOES_NOT_FIT if found.advice.asked.verdict.fit is Fit.DOES_NOT_FIT else EXIT_FITS
 
 
@@ -102,14 +102,14 @@ def fit_map(model: str, gpu: str | None, vram: str | None, as_json: bool, **sett
     from fitplan import api
 
     with Narration() as progress:
-        found = api.fit_map(model, gpu=_or_here(gpu, vram), vram=vram, progress=progress, **_given(settings))
+        found = api.fit_map(model, gpu=_or_here(gpu, vram), vram=vram, progress=progress, **given(settings))
 
     def show(console: Any) -> None:
         from fitplan.report.formula import print_map
 
         print_map(found, console)
 
-    _answer(as_json, found.to_dict, show)
+    answer_with(as_json, found.to_dict, show)
     return EXIT_FITS
 
 
@@ -134,7 +134,7 @@ def report(
         Path(svg).mkdir(parents=True, exist_ok=True)
     with Narration() as progress:
         device = api.device_named(_or_here(gpu, vram), vram)
-        dossier = gather(model, device, method, _given(settings), progress)
+        dossier = gather(model, device, method, given(settings), progress)
         progress("drawing")
         drawn = pictures(dossier)
         Path(out).write_text(page(dossier, drawn), encoding="utf-8")
@@ -153,7 +153,7 @@ def gpus(as_json: bool) -> int:
     from fitplan.report.gpus import gpus_document, print_gpus
 
     machine = detect()
-    _answer(
+    answer_with(
         as_json,
         lambda: gpus_document(machine, known_devices()),
         lambda console: print_gpus(machine, known_devices(), console),
@@ -167,7 +167,7 @@ def models(search: str, as_json: bool) -> int:
     from fitplan.report.models import models_document, print_models
 
     found = find_entries(search)
-    _answer(as_json, lambda: models_document(found), lambda console: print_models(found, console))
+    answer_with(as_json, lambda: models_document(found), lambda console: print_models(found, console))
     return EXIT_FITS
 
 
@@ -216,7 +216,7 @@ def _exit_code(report: "CheckReport") -> int:
     return EXIT_DOES_NOT_FIT if verdicts and all(fit is Fit.DOES_NOT_FIT for fit in verdicts) else EXIT_FITS
 
 
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
+def given(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that were typed."""
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -232,7 +232,7 @@ def _emit(report: "CheckReport", form: str) -> int:
     return _exit_code(report)
 
 
-def _answer(as_json: bool, document: Callable[[], dict[str, Any]], show: Callable[[Any], None]) -> None:
+def answer_with(as_json: bool, document: Callable[[], dict[str, Any]], show: Callable[[Any], None]) -> None:
     """The answer on stdout: one JSON document, or what ``show`` prints on a Rich console."""
     if as_json:
         print(json.dumps(document(), indent=1))

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_NO_GPU, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_NO_GPU, EXIT_MISSED, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 def complain(message: str) -> None:

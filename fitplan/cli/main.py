@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fitplan.cli.console import EXIT_BAD_INPUT, EXIT_FITS, EXIT_INTERRUPTED, EXIT_NO_GPU, complain
+from fitplan.cli.console import EXIT_BAD_INPUT, EXIT_FITS, EXIT_INTERRUPTED, EXIT_MISSED, EXIT_NO_GPU, complain
 from fitplan.cli.parser import make_parser
-from fitplan.errors import FitplanError, NoUsableGpu
+from fitplan.errors import FitplanError, NoUsableGpu, ValidationFailed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NoUsableGpu as error:
         complain(str(error))
         return EXIT_NO_GPU
+    except ValidationFailed as error:
+        complain(str(error))
+        return EXIT_MISSED
     except FitplanError as error:
         complain(str(error))
         return EXIT_BAD_INPUT

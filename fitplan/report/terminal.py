@@ -15,6 +15,7 @@ from fitplan.setup import ALL_LINEAR, Method, MixedPrecision, TrainingSetup
 from fitplan.setup import Padding as RowPadding
 from fitplan.trace.events import Category
 from fitplan.units import count, gib
+from fitplan.validation.records import Record
 from fitplan.verdict import DeviceMemory, Fit
 
 CATEGORY_NAMES = {
@@ -71,11 +72,27 @@ def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
     parts.append(Padding(_facts(plan), (0, 0, 0, 2)))
     if plan.setup.method is Method.QLORA:
         parts.append(Padding(audit(plan.parameters), (0, 0, 0, 2)))
+    if plan.evidence is not None:
+        parts.append(Padding(_evidence(plan.evidence), (0, 0, 0, 2)))
     if plan.fix is not None:
         steps = "; ".join(step for step, _ in told_steps(plan.fix))
         needs = gib(plan.fix.verdict.memory.bytes)
         parts.append(Padding(Text(f"to make it fit: {steps} ({needs})"), (0, 0, 0, 2)))
     return Group(*parts)
+
+
+def _evidence(record: Record) -> Text:
+    """What a run of much the same job measured, against what was predicted for it."""
+    name, (predicted, measured) = next(iter(record.quantities.items()))
+    for wanted in ("peak_allocated_bytes", "peak_requested_bytes"):
+        if wanted in record.quantities:
+            name, (predicted, measured) = wanted, record.quantities[wanted]
+            break
+    job = f"{record.setup['batch_size']} x {record.setup['seq_len']} tokens on {record.device}, {record.created[:10]}"
+    return Text(
+        f"measured: {gib(measured)} {name.removesuffix('_bytes').replace('_', ' ')} for {job}; "
+        f"predicted then: {gib(predicted)} ({100 * (predicted - measured) / measured:+.2f} %)"
+    )
 
 
 def told_steps(proposal: Proposal) -> list[tuple[str, str]]:

@@ -59,7 +59,7 @@ class PhaseMemory:
         phase: as in :class:`fitplan.phase.Phase`.
         step: 0 in the first optimizer step.
         requested_bytes: the most that the program had asked for and not given back.
-        allocated_bytes: the most in blocks handed out (``max_memory_allocated``).
+        allocated_bytes: the most in blocks handed out (``max_memory_allocated``); ``None`` on the CPU.
         reserved_bytes: the most taken from the driver (``max_memory_reserved``); ``None`` on the CPU.
         process_bytes: device memory of the process when the phase ended, by NVML; ``None`` where it does not tell.
 
@@ -68,7 +68,7 @@ class PhaseMemory:
     phase: str
     step: int
     requested_bytes: int
-    allocated_bytes: int
+    allocated_bytes: int | None = None
     reserved_bytes: int | None = None
     process_bytes: int | None = None
 

@@ -103,7 +103,7 @@ class CpuMeter:
             self._live += size if event >= 0 else -size
             self._most = max(self._most, self._live)
         self._counted = len(trace.events)
-        self._told(PhaseMemory(phase, step, self._most, self._most))
+        self._told(PhaseMemory(phase, step, self._most))
         if self._limit is not None and self._most > self._limit:
             raise LimitReached(f"{self._most} bytes were live, {self._limit} are allowed")
 

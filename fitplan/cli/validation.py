@@ -1,0 +1,103 @@
+"""``fitplan validate``: the command, and its flags."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fitplan.cli.commands import answer_with, given
+from fitplan.cli.console import EXIT_FITS, EXIT_MISSED, Narration
+from fitplan.errors import InputError, MissingDependency
+
+EXAMPLES = """\
+examples:
+  fitplan validate llama-8b --method qlora --seq-len 4096      on this machine's GPU, with random weights
+  fitplan validate llama-70b --layers 2,4                      two depths, drawn to the full model
+  fitplan validate llama-8b --find-limit batch --vram 24GiB    the largest batch that runs in 24 GiB
+  fitplan validate smollm2-135m --device cpu --layers 2        without a GPU
+
+exit codes: 0 the prediction holds, 2 bad input, 3 no usable GPU here, 4 the run failed or missed its tolerance
+"""
+
+
+def validate(model: str, vram: str | None, as_json: bool, out: str | None, **settings: Any) -> int:
+    """``fitplan validate``."""
+    from fitplan import api
+    from fitplan.validation.depths import DepthReport
+    from fitplan.validation.limit import LimitReport
+
+    with Narration() as progress:
+        found = api.validate(model, vram=vram, progress=progress, **given(settings))
+
+    def show(console: Any) -> None:
+        from fitplan.report.validation import print_depths, print_limit, print_validation
+
+        if isinstance(found, LimitReport):
+            print_limit(found, console)
+        elif isinstance(found, DepthReport):
+            print_depths(found, console)
+        else:
+            print_validation(found, console)
+
+    if out is not None:
+        _draw(found, Path(out))
+    answer_with(as_json, found.to_dict, show)
+    return EXIT_FITS if isinstance(found, LimitReport) or found.within else EXIT_MISSED
+
+
+def _draw(found: Any, path: Path) -> None:
+    """Both timelines over each other, as a picture."""
+    try:
+        from fitplan.report.pictures import timelines_svg
+    except ImportError as error:
+        raise MissingDependency(
+            f"a picture needs {error.name}, which is not installed; pip install 'fitplan[report]'"
+        ) from error
+    from fitplan.report.validation import timelines
+
+    path.write_text(timelines_svg(timelines(found)), encoding="utf-8")
+
+
+def add_validate(add: Callable[..., argparse.ArgumentParser], settings: Callable[..., None]) -> None:
+    """Add the command; ``settings`` adds the flags of the setup."""
+    parser = add(
+        "validate",
+        allow_abbrev=False,
+        help="run the predicted step for real, for a few steps, and compare",
+        description="Run the predicted step for real, in a process of its own, and compare.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=validate)
+    parser.add_argument("model", metavar="MODEL", help="an alias (llama-8b), a hub id, a folder or a config.json")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document")
+    run = parser.add_argument_group("the run")
+    run.add_argument("--device", metavar="NAME", help="cuda (default), cpu, or a GPU of this machine: 0, GPU-...")
+    run.add_argument("--vram", metavar="SIZE", help="memory that the run may take: 24GiB")
+    run.add_argument("--runner", choices=("step", "trainer"), help="fitplan's step (default), or transformers.Trainer")
+    run.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default 3)")
+    run.add_argument("--weights", metavar="FOLDER", help="a checkpoint to load; random weights if left out")
+    run.add_argument("--layers", type=_numbers, metavar="N[,M]", help="shorten the model; two depths are extrapolated")
+    run.add_argument("--find-limit", choices=("batch", "seq"), help="find the largest that runs")
+    run.add_argument("--tolerance", type=_percent, metavar="P", help="percent that may be missed (default 2%%)")
+    run.add_argument("--timeout", type=float, metavar="SECONDS", help="end the run after this long (default 600)")
+    run.add_argument("--force", action="store_true", default=None, help="run even where less is free than predicted")
+    run.add_argument(
+        "--record", action=argparse.BooleanOptionalAction, default=None, help="keep the result (default on)"
+    )
+    run.add_argument("--out", metavar="FILE", help="write both timelines there, as an SVG picture")
+    settings(parser, method="qlora")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"layers are whole numbers with a comma between, not {text!r}") from None
+
+
+def _percent(text: str) -> float:
+    try:
+        return float(text.removesuffix("%"))
+    except ValueError:
+        raise InputError(f"a tolerance is a number of percent, such as 2%, not {text!r}") from None

@@ -1,0 +1,92 @@
+"""Records of validation runs: those of the project, and the user's own."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from fitplan.errors import InputError
+from fitplan.resources import profiles
+from fitplan.setup import TrainingSetup
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run of much the same job measured.
+
+    Attributes:
+        model: name of the model.
+        device: name of the device.
+        setup: its settings.
+        quantities: by name, predicted and measured bytes.
+        created: when.
+
+    """
+
+    model: str
+    device: str
+    setup: dict[str, Any]
+    quantities: dict[str, tuple[int, int]]
+    created: str
+
+
+def own_records() -> Path:
+    """The user's folder of records."""
+    return platformdirs.user_data_path("fitplan", appauthor=False) / "records"
+
+
+def write_record(document: dict[str, Any], folder: Path | None = None) -> Path:
+    """Keep a ``fitplan.validate/1`` document; where it went.
+
+    Raises:
+        InputError: it cannot be written.
+
+    """
+    folder = folder or own_records()
+    stamp = re.sub(r"[^0-9T]", "", document["created"])
+    path = folder / f"{_plain(document['model']['name'])}--{document['setup']['method']}--{stamp}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(json.dumps(document, indent=1))
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"the record {path} cannot be written: {error.strerror}; the result is above") from error
+    return path
+
+
+def nearest(model: str, setup: TrainingSetup) -> Record | None:
+    """The record of the same model and method whose micro-batch has the most similar number of tokens."""
+    tokens = math.log(setup.batch_size * setup.seq_len)
+
+    def distance(record: Record) -> float:
+        return abs(math.log(record.setup["batch_size"] * record.setup["seq_len"]) - tokens)
+
+    return min(_records(model, str(setup.method)), key=distance, default=None)
+
+
+def _records(model: str, method: str) -> Iterator[Record]:
+    for folder in (profiles() / "measured", own_records()):
+        for path in sorted(folder.glob(f"{_plain(model)}--{method}--*.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged record is no evidence
+                yield _record(json.loads(path.read_text()))
+
+
+def _record(document: dict[str, Any]) -> Record:
+    return Record(
+        document["model"]["name"],
+        document["measurement"]["device"],
+        document["setup"],
+        {q["name"]: (q["predicted"], q["measured"]) for q in document["quantities"]},
+        document["created"],
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name)

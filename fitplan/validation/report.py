@@ -1,0 +1,78 @@
+"""The answer of a validation run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fitplan.models.resolve import ModelConfig
+from fitplan.setup import TrainingSetup
+from fitplan.validation.comparison import MOST_LISTED, Difference, PhasePair, Quantity, to_dict
+from fitplan.validation.job import Job, Measurement
+
+SCHEMA = "fitplan.validate/1"
+
+JUDGED = ("peak_allocated_bytes", "peak_requested_bytes")
+"""What the tolerance is for: the first of these that was measured."""
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """A run, measured against what was predicted before it.
+
+    Attributes:
+        model: the model; with ``layers`` the shortened one.
+        setup: every setting, as it ran.
+        job: what was run.
+        measurement: what it took.
+        quantities: peaks, predicted and measured.
+        phases: phase by phase.
+        differences: allocations that were not as predicted; what weighs most comes first.
+        first_difference: where the two runs part first.
+        tolerance: percent that the prediction may be off.
+        versions: the libraries that were traced.
+        created: when, in UTC, as ISO 8601.
+
+    """
+
+    model: ModelConfig
+    setup: TrainingSetup
+    job: Job
+    measurement: Measurement
+    quantities: tuple[Quantity, ...]
+    phases: tuple[PhasePair, ...]
+    differences: tuple[Difference, ...]
+    first_difference: Difference | None
+    tolerance: float
+    versions: dict[str, str]
+    created: str
+
+    @property
+    def judged(self) -> Quantity | None:
+        """The quantity that the tolerance is for; ``None`` where the run ended out of memory."""
+        if self.measurement.out_of_memory is not None:
+            return None
+        known = {quantity.name: quantity for quantity in self.quantities}
+        return next((known[name] for name in JUDGED if name in known), None)
+
+    @property
+    def within(self) -> bool:
+        """Whether the prediction holds."""
+        return self.judged is not None and abs(self.judged.error) <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``fitplan.validate/1`` document. Keys are added, never renamed; sizes are bytes."""
+        job = self.job.to_dict()
+        return {
+            "schema": SCHEMA,
+            "created": self.created,
+            "model": {"name": self.model.name, "source": self.model.source, "architecture": self.model.architecture},
+            "setup": self.setup.to_dict(),
+            "run": {name: job[name] for name in ("device", "runner", "steps", "limit_bytes")},
+            "quantities": [to_dict(quantity) for quantity in self.quantities],
+            "phases": [to_dict(pair) for pair in self.phases],
+            "differences": [to_dict(one) for one in self.differences[:MOST_LISTED]],
+            "first_difference": to_dict(self.first_difference) if self.first_difference else None,
+            "tolerance_percent": self.tolerance,
+            "within_tolerance": self.within,
+            "measurement": self.measurement.to_dict(),
+            "provenance": {"versions": self.versions},
+        }
