@@ -113,6 +113,7 @@ class Comparison:
     measured: int
     traced: int | None
     problem: str = ""
+    verdict: str = ""
 
     @property
     def error(self) -> float:
@@ -163,7 +164,7 @@ def _fms_row(row: dict[str, Any]) -> Row:
         setup |= {name: row[name] for name in ("lora_r", "lora_dropout", "target_modules")}
     if row["method"] == "qlora":
         setup |= {"quant": "nf4", "double_quant": True, "kbit_prepare": by_trl}
-    job = {"kind": "trainer", "model": _model("mistral-7b"), "setup": setup, "capability": A100}
+    job = {"kind": "trainer", "model": _model("mistral-7b"), "setup": setup, "capability": A100, "gpu": "a100-80gb"}
     libs = row["libs"]
     job["trl_bf16_cast"] = by_trl and dtype == "bfloat16" and bool(libs)
     job["keep_4bit_inputs"] = row["method"] == "qlora" and libs.get("bitsandbytes", "0.43.1") == "0.43.1"
@@ -328,7 +329,7 @@ def _trace(python: Path, rows: list[Row]) -> Iterator[dict[str, Any]]:
 
 def _compare(row: Row, result: dict[str, Any]) -> list[Comparison]:
     return [
-        Comparison(row, what, measured, result.get(what), result.get("error", ""))
+        Comparison(row, what, measured, result.get(what), result.get("error", ""), result.get("verdict", ""))
         for what, measured in row.measured.items()
     ]
 
@@ -358,6 +359,9 @@ def _run(groups: list[Group], folder: Path, pip_args: list[str]) -> dict[str, li
 
 MEDIAN_GOAL, WORST_GOAL = 0.1, 0.5
 """Percent, for fully known rows."""
+DEVICE_MEDIAN_GOAL, DEVICE_WORST_GOAL = 5, 15
+"""Percent, for device memory."""
+DEVICE = "device"
 
 
 @dataclass(frozen=True)
@@ -368,8 +372,13 @@ class Summary:
 
     @classmethod
     def of(cls, comparisons: list[Comparison]) -> "Summary":
-        """Of those that were traced."""
-        return cls(sorted(abs(c.error) for c in comparisons if c.traced is not None))
+        """Of those that were traced; what the device shows is another quantity."""
+        return cls(sorted(abs(c.error) for c in comparisons if c.traced is not None and c.what != DEVICE))
+
+    @classmethod
+    def of_device(cls, comparisons: list[Comparison]) -> "Summary":
+        """Of device memory."""
+        return cls(sorted(abs(c.error) for c in comparisons if c.traced is not None and c.what == DEVICE))
 
     @property
     def median(self) -> float:
@@ -400,19 +409,50 @@ def _fails(groups: list[Group], results: dict[str, list[Comparison]]) -> list[st
         if group.known and summary.errors and (summary.median > MEDIAN_GOAL or summary.worst > WORST_GOAL):
             problems.append(f"{group.name}: median {summary.median:.3f} %, worst {summary.worst:.3f} %: goals are "
                             f"{MEDIAN_GOAL} and {WORST_GOAL} %")  # fmt: skip
+    return problems + _device_fails([c for found in results.values() for c in found])
+
+
+def _device_fails(comparisons: list[Comparison]) -> list[str]:
+    """Device memory beyond its goals, and rows that ran and are said not to fit."""
+    summary = Summary.of_device(comparisons)
+    problems = [
+        f"{c.row.label} ({c.row.versions.transformers}) ran and is said not to fit"
+        for c in comparisons
+        if c.what == DEVICE and c.verdict == "does_not_fit"
+    ]
+    if summary.errors and (summary.median > DEVICE_MEDIAN_GOAL or summary.worst > DEVICE_WORST_GOAL):
+        problems.append(f"device memory: median {summary.median:.1f} %, worst {summary.worst:.1f} %: goals are "
+                        f"{DEVICE_MEDIAN_GOAL} and {DEVICE_WORST_GOAL} %")  # fmt: skip
     return problems
 
 
 def _table(comparisons: list[Comparison]) -> list[tuple[str, ...]]:
     head = ("transformers", "job", "what", "measured MiB", "traced MiB", "difference MiB", "error")
     rows = [head]
-    for c in comparisons:
+    for c in (c for c in comparisons if c.what != DEVICE):
         numbers: tuple[str, ...] = (f"{c.measured / MIB:.2f}", "failed", "", "")
         if c.traced is not None:
             difference = (c.traced - c.measured) / MIB
             numbers = (f"{c.measured / MIB:.2f}", f"{c.traced / MIB:.2f}", f"{difference:+.2f}", f"{c.error:+.4f} %")
         rows.append((c.row.versions.transformers, c.row.label, c.what, *numbers))
     return rows
+
+
+def _device_table(comparisons: list[Comparison]) -> list[tuple[str, ...]]:
+    head = ("transformers", "job", "nvidia-smi MiB", "predicted MiB", "error", "verdict")
+    rows = [
+        (
+            c.row.versions.transformers,
+            c.row.label,
+            f"{c.measured / MIB:.0f}",
+            f"{c.traced / MIB:.0f}",
+            f"{c.error:+.1f} %",
+            c.verdict.replace("_", " "),
+        )
+        for c in comparisons
+        if c.what == DEVICE and c.traced is not None
+    ]
+    return [head, *rows]
 
 
 def _print(groups: list[Group], results: dict[str, list[Comparison]]) -> None:
@@ -441,6 +481,10 @@ def _summary_rows(groups: list[Group], results: dict[str, list[Comparison]]) -> 
         if summary.errors:
             numbers = (f"{value:.4f}" for value in (summary.median, summary.p95, summary.worst))
             rows.append((title, str(len(summary.errors)), *numbers))
+    device = Summary.of_device([c for found in results.values() for c in found])
+    if device.errors:
+        numbers = (f"{value:.1f}" for value in (device.median, device.p95, device.worst))
+        rows.append(("device memory (nvidia-smi)", str(len(device.errors)), *numbers))
     return rows
 
 
@@ -459,6 +503,8 @@ def _markdown(groups: list[Group], results: dict[str, list[Comparison]], words: 
             _markdown_table(_table(results[group.name]), 3),
             _sources(results[group.name]),
         ]
+    measured = [c for group in groups for c in results[group.name]]
+    parts += [words["device_memory"].strip(), _markdown_table(_device_table(measured), 2)]
     return "\n\n".join([*parts, words["not_compared"].strip()]) + "\n"
 
 

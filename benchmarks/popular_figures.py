@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from fitplan.api import check, installed_versions
+from fitplan.devices.context import context_on
 from fitplan.devices.device import find_device
 from fitplan.memory import MemoryEstimate
 from fitplan.plan import Plan
 from fitplan.setup import Method
 from fitplan.trace.events import Category
 from fitplan.units import GIB
-from fitplan.verdict import CUDA_CONTEXT_BYTES
 
 PAGE = Path(__file__).parent.parent / "docs" / "popular-figures.md"
 GB = 10**9
@@ -398,7 +398,7 @@ def page() -> str:
         "Made by `python benchmarks/popular_figures.py --write`. The popular figures are quoted; every other "
         f"number is fitplan's, traced with {versions}.",
         'GB are 10^9 bytes, GiB 2^30. "Allocated" is what `torch.cuda.max_memory_allocated()` would say: the CUDA '
-        f"context ({gb(CUDA_CONTEXT_BYTES)} where nothing better is known) and what the allocator holds in "
+        f"context ({gb(context_on(None).bytes)} where nothing better is known) and what the allocator holds in "
         "reserve come on top. Where a figure names no GPU, kernels are those of compute capability 8.0.",
         "## 7B, 13B, 70B",
         "A table repeated in many fine-tuning guides and calculators, often without settings; its usual "

@@ -1,9 +1,11 @@
 """Will this fine-tune fit? The way through the house, stage by stage."""
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fitplan.advice import AdviceReport, Advisor, advise_on
+from fitplan.allocator.settings import AllocatorSettings
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError, ModelNotSupported, SetupConflict
 from fitplan.estimator import SHIPPED, answer, footprint_of, known_estimate
@@ -53,7 +55,7 @@ def check(
     """
     device = device_named(gpu, vram)
     config = resolve_model(model)
-    setups = _setups(method, _with_length(config, settings))
+    setups = _setups(method, _with_length(config, _as_here(device, settings)))
     fixed = frozenset(settings) | {"method"}
     plans = tuple(_plan(config, setup, device, trace, fixed, progress) for setup in setups)
     return CheckReport(config, device, plans, installed_versions())
@@ -152,7 +154,7 @@ def advise(
     if device is None:
         raise InputError("advice needs a device; give a gpu such as h100, or an amount of vram such as 24GiB")
     config = resolve_model(model)
-    setup = TrainingSetup.from_dict(_with_length(config, settings))
+    setup = TrainingSetup.from_dict(_with_length(config, _as_here(device, settings)))
     asked = answer(config, setup, device.capability, fresh=False, progress=progress)
     left = 0 if asked.source == SHIPPED else MOST_TRACED
 
@@ -245,6 +247,22 @@ def device_named(gpu: str | Device | None, vram: str | int | None) -> Device | N
         if not means_this_machine(gpu):
             raise
     return to_device(choose(detect(), gpu))
+
+
+def _as_here(device: Device | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings; on a GPU of this machine with the allocator as the environment sets it.
+
+    The name of the variable is PyTorch's, the newer one first (pytorch ``c10/core/AllocatorConfig.cpp``).
+    """
+    if device is None or not device.is_here or "expandable_segments" in settings:
+        return settings
+    text = next(
+        (os.environ[name] for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF") if name in os.environ), ""
+    )
+    try:
+        return {**settings, "expandable_segments": AllocatorSettings.parse(text).expandable_segments}
+    except InputError:  # what is not modelled decides nothing here
+        return settings
 
 
 def _with_length(model: ModelConfig, settings: dict[str, Any]) -> dict[str, Any]:

@@ -301,6 +301,7 @@ def to_device(gpu: Target) -> Device:
         usable_bytes=gpu.memory.free_bytes,
         capability=gpu.capability or _catalogued_capability(gpu.name or ""),
         source=f"NVML, {where}, now",
+        is_here=True,
     )
 
 

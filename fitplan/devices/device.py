@@ -28,6 +28,8 @@ class Device:
     usable_bytes: int
     capability: tuple[int, int]
     source: str
+    is_here: bool = False
+    """Whether it is a GPU of this machine, and usable what is free on it now."""
 
 
 DEFAULT_CAPABILITY = (8, 0)
