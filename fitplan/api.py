@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fitplan.advice import AdviceReport, Advisor, advise_on
-from fitplan.allocator.settings import AllocatorSettings
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError, ModelNotSupported, SetupConflict
 from fitplan.estimator import SHIPPED, answer, footprint_of, known_estimate
@@ -256,6 +255,8 @@ def _as_here(device: Device | None, settings: dict[str, Any]) -> dict[str, Any]:
     """
     if device is None or not device.is_here or "expandable_segments" in settings:
         return settings
+    from fitplan.allocator.settings import AllocatorSettings
+
     text = next(
         (os.environ[name] for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF") if name in os.environ), ""
     )

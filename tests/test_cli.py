@@ -170,3 +170,9 @@ def test_the_gpu_of_this_machine_is_the_default(
         assert "H100" in capsys.readouterr().out
     assert main(["check", "llama-3.2-1b", "--method", "lora", "--gpu", "4090"]) == 0
     assert "H100" not in capsys.readouterr().out
+
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    for gpu, expandable in (("auto", True), ("4090", False)):
+        assert main(["check", "llama-3.2-1b", "--method", "lora", "--gpu", gpu, "--json"]) == 0
+        (plan,) = json.loads(capsys.readouterr().out)["plans"]
+        assert plan["setup"]["expandable_segments"] is expandable
