@@ -50,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         command = _command(add, name, run, what, epilog)
         _add_job(command)
         _add_settings(command, method="qlora")
+    _add_tui(add)
     _add_gpus(add)
     _add_models(add)
     _add_profile(add)
@@ -106,6 +107,19 @@ _ONE_SETUP: tuple[tuple[str, Callable[..., int], str, str], ...] = (
 """Commands about one setup: name, function, what they tell, examples."""
 
 
+def _add_tui(add: Add) -> None:
+    app = _command(
+        add,
+        "tui",
+        commands.tui,
+        "the terminal app: change model, GPU and setup, and see what fits; fitplan alone starts it too",
+        "examples:\n  fitplan tui\n  fitplan tui llama-70b --gpu H100 --method qlora --seq-len 4096",
+    )
+    app.add_argument("model", metavar="MODEL", nargs="?", help="as in fitplan check; chosen in the app if left out")
+    _add_device(app)
+    _add_settings(app, method="qlora")
+
+
 def _add_gpus(add: Add) -> None:
     gpus = _command(
         add,
@@ -143,6 +157,11 @@ def _add_profile(add: Add) -> None:
 
 def _add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="an alias (llama-70b), a hub id, a folder or a config.json")
+    _add_device(parser)
+    _add_json(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
     device = parser.add_mutually_exclusive_group()
     device.add_argument(
         "--gpu",
@@ -150,7 +169,6 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
         help="the GPU: h100, 4090, ..., or one of this machine: auto (the default if there is one), 0, GPU-...",
     )
     device.add_argument("--vram", metavar="SIZE", help="an amount of memory instead of a known GPU: 24GiB")
-    _add_json(parser)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:

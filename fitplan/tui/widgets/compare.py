@@ -1,0 +1,161 @@
+"""Setups beside each other: one column each, the same facts in the same rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.message import Message
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from fitplan.devices.device import Device
+from fitplan.plan import Plan
+from fitplan.tui.knobs import KNOBS
+from fitplan.tui.look import QUIET, bar, device_bytes_of, device_parts, lines, sign_of, slack_text
+from fitplan.tui.view import Stage, View
+from fitplan.units import count, gib
+
+_LABEL, _LEAST, _MOST = 18, 19, 26
+_HEAD, _FACTS = ("", "needs", "of", "", "", "on one scale", ""), ("", "trains", "adapter on disk", "peak", "")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One setup to compare."""
+
+    title: str
+    view: View
+
+
+class CompareTable(Widget, can_focus=True):
+    """Columns to go through with the arrow keys; Enter takes one."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "move(-1)", "left", show=False),
+        Binding("right", "move(1)", "right", show=False),
+        Binding("enter", "take", "take", show=False),
+    ]
+    columns: reactive[tuple[Column, ...]] = reactive(())
+    cursor: reactive[int] = reactive(0)
+
+    class Taken(Message):
+        """A column was taken."""
+
+        def __init__(self, column: Column) -> None:
+            super().__init__()
+            self.column = column
+
+    def render(self) -> Content:
+        """The columns that there is room for, with the one under the cursor among them."""
+        first, number, wide = self._window()
+        seen = self.columns[first : first + number]
+        differing = [knob for knob in KNOBS if len({getattr(c.view.setup, knob.name) for c in self.columns}) > 1]
+        scale = max((_reach(column.view) for column in seen), default=1)
+        labels = ["", *_HEAD, *_names(seen), *_FACTS, *(knob.label for knob in differing)]
+        labels[0] = f"{'◂' if first else ' '} {'▸' if first + number < len(self.columns) else ' '}"
+        cells = [
+            [
+                _title(column, here=first + place == self.cursor),
+                *_answer(column.view, wide - 2, scale),
+                *(Content(knob.shown(getattr(column.view.setup, knob.name))) for knob in differing),
+            ]
+            for place, column in enumerate(seen)
+        ]
+        return lines(
+            Content.assemble((label.ljust(_LABEL), QUIET), *(_fitted(column[row], wide) for column in cells))
+            for row, label in enumerate(labels)
+        )
+
+    def _window(self) -> tuple[int, int, int]:
+        """The first column on the screen, how many there are, and how wide."""
+        room = max(self.content_size.width - _LABEL, _LEAST)
+        number = max(1, min(len(self.columns), room // _LEAST))
+        first = min(max(0, self.cursor - number // 2), max(0, len(self.columns) - number))
+        return first, number, min(_MOST, room // number)
+
+    def action_move(self, by: int) -> None:
+        """Go to another column."""
+        self.cursor = min(max(self.cursor + by, 0), max(0, len(self.columns) - 1))
+
+    def action_take(self) -> None:
+        """Take the column under the cursor."""
+        if self.columns:
+            self.post_message(self.Taken(self.columns[self.cursor]))
+
+    def on_click(self, event: events.Click) -> None:
+        """A click goes to a column; a second one takes it."""
+        offset = event.get_content_offset(self)
+        first, number, wide = self._window()
+        if offset is None or offset.x < _LABEL:
+            return
+        place = first + (offset.x - _LABEL) // wide
+        if place == self.cursor:
+            self.action_take()
+        elif place < first + number:
+            self.cursor = place
+
+
+def _fitted(content: Content, wide: int) -> Content:
+    short = content.truncate(wide - 2, ellipsis=True)
+    return short.pad_right(wide - short.cell_length)
+
+
+def _title(column: Column, *, here: bool) -> Content:
+    return Content.styled(f"▸ {column.title}" if here else f"  {column.title}", "bold $primary" if here else "bold")
+
+
+def _reach(view: View) -> int:
+    if view.plan is None or view.device is None:
+        return 1
+    return max(device_bytes_of(view.plan, view.device), view.device.total_bytes)
+
+
+def _names(columns: Sequence[Column]) -> list[str]:
+    """The names of the parts, from any column that has an answer."""
+    for column in columns:
+        if column.view.plan is not None and column.view.device is not None:
+            return [part.name for part in device_parts(column.view.plan, column.view.device)]
+    return []
+
+
+def _answer(view: View, wide: int, scale: int) -> list[Content]:
+    """The cells of a column, as :data:`_HEAD`, the parts and :data:`_FACTS` name them."""
+    if view.plan is None or view.device is None:
+        told = "! no answer" if view.stage is Stage.FAILED else "takes a trace: Enter"
+        return [Content.styled(told, QUIET), *[Content()] * 40]
+    return [*_headline(view.plan, view.device, wide, scale), *_parts(view.plan, view.device), *_facts(view.plan)]
+
+
+def _headline(plan: Plan, device: Device, wide: int, scale: int) -> list[Content]:
+    assert plan.verdict is not None
+    drawn = bar(device_parts(plan, device), scale, wide, device.usable_bytes, device.total_bytes)
+    return [
+        sign_of(plan.verdict),
+        Content.styled(gib(device_bytes_of(plan, device)), "bold"),
+        Content(gib(device.usable_bytes)),
+        Content(slack_text(plan.verdict)),
+        Content(),
+        drawn,
+        Content(),
+    ]
+
+
+def _parts(plan: Plan, device: Device) -> list[Content]:
+    return [
+        Content.assemble((f"{part.mark} ", part.style), gib(part.bytes) if part.bytes else ("–", QUIET))
+        for part in device_parts(plan, device)
+    ]
+
+
+def _facts(plan: Plan) -> list[Content]:
+    disk = plan.adapter_checkpoint_bytes
+    return [
+        Content(),
+        Content(count(plan.trainable_parameters)),
+        Content(gib(disk) if disk is not None else "–"),
+        Content(plan.estimate.peak_moment),
+        Content(),
+    ]

@@ -1,0 +1,46 @@
+"""When the memory is held: the moments of the step, one under the other in the order of time."""
+
+from textual.content import Content
+
+from fitplan.devices.device import Device
+from fitplan.memory import MemoryMoment
+from fitplan.plan import Plan
+from fitplan.tui.look import QUIET, bar, device_bytes_of, lines, parts_of
+from fitplan.tui.view import View
+from fitplan.tui.widgets.panel import Panel, waiting
+from fitplan.units import gib
+
+PEAK = "◀ peak"
+_NAME, _SIZE = 24, 11
+
+
+class MomentsPanel(Panel):
+    """A bar for each moment, with the line of what allocated memory may reach; the peak is named."""
+
+    def draw(self, view: View) -> Content:
+        """A line for each moment, the lowest left out where there is no room."""
+        if view.plan is None or view.device is None:
+            return waiting(view)
+        width, height = self.room
+        return lines([_row(moment, view.plan, view.device, width) for moment in _highest(view.plan, height)])
+
+
+def _highest(plan: Plan, most: int) -> list[MemoryMoment]:
+    """The highest moments, in the order of time."""
+    moments = plan.estimate.moments
+    kept = sorted(moments, key=lambda moment: -moment.bytes)[:most]
+    return [moment for moment in moments if moment in kept][:most]
+
+
+def _row(moment: MemoryMoment, plan: Plan, device: Device, width: int) -> Content:
+    estimate = plan.estimate
+    limit = device.usable_bytes - (device_bytes_of(plan, device) - estimate.peak_allocated_bytes)
+    is_peak = moment.name == estimate.peak_moment
+    tail = f"{gib(moment.bytes):>{_SIZE}} {PEAK if is_peak else ' ' * len(PEAK)}"
+    room = max(4, width - _NAME - len(tail))
+    full = max(estimate.peak_allocated_bytes, limit)
+    style = "bold" if is_peak else ""
+    name = moment.name if len(moment.name) < _NAME else moment.name[: _NAME - 2] + "…"
+    return Content.assemble(
+        (f"{name:<{_NAME}}", style), bar(parts_of(moment), full, room, max(0, limit)), (tail, style or QUIET)
+    )

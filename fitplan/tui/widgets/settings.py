@@ -1,0 +1,157 @@
+"""The settings: a row for each, changed with the arrow keys, by typing or with the mouse."""
+
+from typing import Any, ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.message import Message
+from textual.reactive import reactive
+
+from fitplan.tui.knobs import KNOBS, knob_of
+from fitplan.tui.look import QUIET, lines
+from fitplan.tui.view import View
+from fitplan.tui.widgets.panel import Panel
+
+MODEL, GPU = "model", "gpu"
+ROWS: tuple[str, ...] = (MODEL, GPU, *(knob.name for knob in KNOBS))
+_LABEL = 16
+LESS, MORE = "‹", "›"
+
+
+class SettingsPanel(Panel, can_focus=True):
+    """Up and down choose a row, left and right change it, Enter asks for a value."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "row(-1)", "row", show=False),
+        Binding("down,j", "row(1)", "row", show=False),
+        Binding("left,h", "step(-1)", "less", show=False),
+        Binding("right,l", "step(1)", "more", show=False),
+        Binding("shift+left", "step(-1, True)", "one less", show=False),
+        Binding("shift+right", "step(1, True)", "one more", show=False),
+        Binding("enter,space", "pick", "choose a value", show=False),
+        Binding("home", "row(-99)", "first row", show=False),
+        Binding("end", "row(99)", "last row", show=False),
+    ]
+    row: reactive[int] = reactive(2)
+
+    class Changed(Message):
+        """A setting was given another value."""
+
+        def __init__(self, name: str, value: Any) -> None:
+            super().__init__()
+            self.name = name
+            self.value = value
+
+    class Asked(Message):
+        """A value is to be picked."""
+
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+    def watch_has_focus(self, _: bool) -> None:
+        """The cursor is drawn where the focus is."""
+        self.refresh()
+
+    def draw(self, view: View) -> Content:
+        """The rows, and what the chosen one does as far as there is room."""
+        width, height = self.room
+        first = self._first(height)
+        rows = [self._row(number, view, width) for number in range(len(ROWS))][first : first + height]
+        hint = self._hint()
+        if hint and height > len(rows) + 1:
+            rows += [Content(), Content.styled(hint, QUIET)]
+        return lines(rows)
+
+    def _first(self, height: int) -> int:
+        """The first row on the screen, where there is no room for all."""
+        return min(max(0, self.row - height + 1), max(0, len(ROWS) - height)) if height < len(ROWS) else 0
+
+    def _hint(self) -> str:
+        knob = knob_of(ROWS[self.row])
+        return knob.help if knob is not None else "Enter to choose another"
+
+    def _row(self, number: int, view: View, width: int) -> Content:
+        name = ROWS[number]
+        here = number == self.row
+        knob = knob_of(name)
+        applies = knob is None or knob.applies(view.setup)
+        value = _value(name, view)
+        room = width - _LABEL - 2
+        if len(value) > room:
+            value = value[: room - 1] + "…"
+        arrows = here and applies
+        cursor = "▸" if here and self.has_focus else " "
+        shown = f"{LESS} {value} {MORE}" if arrows and knob is not None else f"  {value}"
+        style = "bold $primary" if here and self.has_focus else "" if applies else QUIET
+        label = knob.label if knob is not None else {MODEL: "model", GPU: "GPU"}[name]
+        return Content.assemble(
+            (f"{cursor}{label:<{_LABEL - 3}}", style or QUIET),
+            (shown, style or ("bold" if name in (MODEL, GPU, "method") else "")),
+        )
+
+    def action_row(self, by: int) -> None:
+        """Go to another row."""
+        self.row = min(max(self.row + by, 0), len(ROWS) - 1)
+
+    def action_step(self, by: int, fine: bool = False) -> None:
+        """Change the value of the row."""
+        view, name = self.view, ROWS[self.row]
+        knob = knob_of(name)
+        if view is None:
+            return
+        if knob is None:
+            self.post_message(self.Asked(name))
+        elif knob.applies(view.setup):
+            now = getattr(view.setup, name)
+            value = knob.step(now, by, fine)
+            if value != now:
+                self.post_message(self.Changed(name, value))
+
+    def action_pick(self) -> None:
+        """Ask for a value of the row."""
+        knob = knob_of(ROWS[self.row])
+        if self.view is not None and (knob is None or knob.applies(self.view.setup)):
+            self.post_message(self.Asked(ROWS[self.row]))
+
+    def on_click(self, event: events.Click) -> None:
+        """A click chooses a row; on the chosen one it steps at the arrows and asks for a value between them."""
+        offset = event.get_content_offset(self)
+        if offset is None or self.view is None:
+            return
+        row = offset.y + self._first(self.room[1])
+        if row >= len(ROWS):
+            return
+        if row != self.row:
+            self.row = row
+            return
+        start = _LABEL - 2
+        end = start + len(_value(ROWS[row], self.view)) + 3
+        if start <= offset.x < start + 2:
+            self.action_step(-1)
+        elif end - 1 <= offset.x <= end:
+            self.action_step(1)
+        else:
+            self.action_pick()
+
+    def on_mouse_scroll_down(self) -> None:
+        """The wheel goes through the rows."""
+        self.action_row(1)
+
+    def on_mouse_scroll_up(self) -> None:
+        """The wheel goes through the rows."""
+        self.action_row(-1)
+
+
+def _value(name: str, view: View) -> str:
+    if name == MODEL:
+        return view.model.name if view.model is not None else view.question.model
+    if name == GPU:
+        return view.device.name if view.device is not None else view.question.gpu or view.question.vram or ""
+    knob = knob_of(name)
+    assert knob is not None, "every other row is a setting"
+    value = getattr(view.setup, name)
+    if value is None and knob.applies(view.setup):
+        return "auto"
+    return knob.shown(value)
