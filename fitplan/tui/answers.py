@@ -14,7 +14,7 @@ from fitplan.footprint.recipe import shape_of
 from fitplan.memory import MemoryEstimate
 from fitplan.models.catalog import spellings
 from fitplan.models.resolve import ModelConfig, resolve_model
-from fitplan.plan import Plan
+from fitplan.plan import CheckReport
 from fitplan.report.terminal import told_steps
 from fitplan.setup import TrainingSetup
 from fitplan.tui.state import Question
@@ -48,14 +48,14 @@ class Answers:
     def __init__(self) -> None:
         self._models: dict[str, ModelConfig] = {}
         self._devices: dict[tuple[str | None, str | None], Device] = {}
-        self._plans: dict[Question, Plan] = {}
+        self._reports: dict[Question, CheckReport] = {}
 
     def forget_devices(self) -> None:
         """What is free on the GPUs of this machine may have changed."""
         here = [key for key in self._devices if key[0] is not None and means_this_machine(key[0])]
         for key in here:
             del self._devices[key]
-        self._plans = {q: plan for q, plan in self._plans.items() if (q.gpu, q.vram) not in here}
+        self._reports = {q: report for q, report in self._reports.items() if (q.gpu, q.vram) not in here}
 
     def model(self, question: Question) -> ModelConfig | None:
         """The model's config; ``None`` for one of the hub that was not :meth:`fetched` yet.
@@ -94,14 +94,14 @@ class Answers:
             self._devices[key] = device
         return self._devices[key]
 
-    def plan(self, question: Question) -> Plan | None:
+    def report(self, question: Question) -> CheckReport | None:
         """The answer; ``None`` where it takes a trace.
 
         Raises:
             InputError: the question makes no sense.
 
         """
-        if question not in self._plans:
+        if question not in self._reports:
             model = self.model(question)
             if model is None:
                 return None
@@ -109,9 +109,8 @@ class Answers:
             shape = shape_of(setup)
             if find_stored(model, setup, device.capability, lambda s: s.piece(shape) is not None) is None:
                 return None
-            report = api.check(question.model, gpu=device, **setup.to_dict())
-            self._plans[question] = report.plans[0]
-        return self._plans[question]
+            self._reports[question] = api.check(question.model, gpu=device, **setup.to_dict())
+        return self._reports[question]
 
     def fit_map(self, question: Question) -> FitMap | None:
         """The map around a question; ``None`` where it takes traces."""
@@ -131,10 +130,10 @@ class Answers:
             Superseded: it is not ``wanted`` any more.
 
         """
-        model, plan = self.model(question), self.plan(question)
-        if model is None or plan is None:
+        model, report = self.model(question), self.report(question)
+        if model is None or report is None:
             return None
-        device, asked = self.device(question), plan
+        device, asked = self.device(question), report.plans[0]
 
         def evaluate(setup: TrainingSetup) -> MemoryEstimate | None:
             if not wanted():

@@ -120,7 +120,7 @@ KNOBS = (
         _doubling(1, 256),
         1,
     ),
-    Knob("lora_r", "rank", "rank of the adapters: weights, gradients and states grow with it", _doubling(1, 512), 1),
+    Knob("lora_r", "rank", "rank of the adapters: all that they need grows with it", _doubling(1, 512), 1),
     Knob("target_modules", "targets", "modules that get adapters", ("all-linear",)),
     Knob("quant", "quantise", "format of the frozen weights (bitsandbytes)", _words(Quant)),
     Knob("double_quant", "double quant", "quantise the scales of the 4-bit blocks again", _SWITCH),

@@ -4,6 +4,7 @@ Nothing is told by colour alone: each category has a mark and each verdict a sig
 Okabe and Ito (jfly.uni-koeln.de/color), which the colour-blind can tell apart; yellow is darker on a light ground.
 """
 
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -127,6 +128,12 @@ def sign_of(verdict: Verdict) -> Content:
     return Content.styled(f"{sign.mark} {sign.word}", sign.style)
 
 
+def badge_of(verdict: Verdict) -> Content:
+    """``✓ FITS``, on its colour."""
+    sign = SIGNS[verdict.fit]
+    return Content.styled(f" {sign.mark} {sign.word.upper()} ", f"bold $background on {sign.style.split()[-1]}")
+
+
 def bar(parts: Iterable[Part], full: int, width: int, edge: int | None = None, end: int | None = None) -> Content:
     """A stacked bar of ``width`` cells for ``full`` bytes.
 
@@ -165,6 +172,11 @@ def _joined(cells: list[tuple[str, str]]) -> Content:
         else:
             pieces.append((mark, style))
     return Content.assemble(*pieces)
+
+
+def wrapped(text: str, width: int, style: str = QUIET) -> list[Content]:
+    """A text in as many lines as it takes."""
+    return [Content.styled(line, style) for line in textwrap.wrap(text, width)]
 
 
 def lines(parts: Iterable[Content]) -> Content:

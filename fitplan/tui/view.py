@@ -31,6 +31,7 @@ class View:
         device: the device; ``None`` where there is none of that name.
         setup: every setting; resolved once there is a plan.
         plan: the answer; ``None`` until it is known.
+        warnings: what the reader should know of the numbers.
         stage: how far the answer is.
         told: the progress of a trace, or why there is no answer.
         offers: what could be changed; ``None`` until it is known.
@@ -44,6 +45,7 @@ class View:
     device: Device | None
     setup: TrainingSetup
     plan: Plan | None = None
+    warnings: tuple[str, ...] = ()
     stage: Stage = Stage.KNOWN
     told: str = ""
     offers: tuple[Offer, ...] | None = None
@@ -58,9 +60,10 @@ def view_of(answers: Answers, question: Question, before: View | None = None) ->
     try:
         model, device = answers.model(question), answers.device(question)
         setup = question.setup(model) if model is not None else TrainingSetup.from_dict(question.chosen())
-        plan = answers.plan(question)
+        report = answers.report(question)
     except FitplanError as error:
-        return View(question, model, device, setup, None, Stage.FAILED, str(error))
-    if plan is None:
-        return View(question, model, device, setup, None, Stage.TRACING, "starting")
-    return View(question, model, device, plan.setup, plan)
+        return View(question, model, device, setup, stage=Stage.FAILED, told=str(error))
+    if report is None:
+        return View(question, model, device, setup, stage=Stage.TRACING)
+    plan = report.plans[0]
+    return View(question, model, device, plan.setup, plan, report.warnings)

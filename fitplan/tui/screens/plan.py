@@ -78,8 +78,8 @@ class PlanScreen(Screen[None]):
             yield VerdictPanel("Verdict", id="verdict")
             yield Strip(PANELS, id="strip")
             yield MomentsPanel("2 Moments of the step", id="moments", classes="later")
-            yield MemoryPanel("1 Memory at the peak", id="memory", classes="later -shown")
             yield AdvicePanel("3 Advice", id="advice", classes="later")
+            yield MemoryPanel("1 Memory at the peak", id="memory", classes="later -shown")
             yield MapPanel("4 Fit map: length x batch", id="map", classes="later")
         yield Footer(show_command_palette=False)
 
@@ -130,7 +130,7 @@ class PlanScreen(Screen[None]):
                 view = await self._traced(view)
             view = await self._looked_up(view)
             if view.fit_map is None and view.plan is not None:
-                self._show(replace(view, later="deriving the formula of this setup, for all lengths and batches"))
+                self._show(replace(view, later="deriving the formula of this setup"))
                 await ask(arguments(question, view.model, "map"), self._tell_later)
                 view = await self._looked_up(view)
             if view.plan is not None and view.plan.source != SHIPPED:
@@ -290,12 +290,15 @@ class PlanScreen(Screen[None]):
         self.app.push_screen(Help("Help", PLAN_HELP))
 
 
+SOURCES = {"shipped": "shipped formula", "cache": "traced on this machine", "trace": "traced now"}
+
+
 def _heading(view: View, held: int) -> Content:
     """One line: what is asked, and where the answer comes from."""
     model = view.model.name if view.model is not None else view.question.model
     device = view.device.name if view.device is not None else view.question.gpu or view.question.vram or ""
     method = METHOD_NAMES[view.question.method]
-    source = f"   {view.plan.source}" if view.plan is not None else ""
+    source = f"   {SOURCES[view.plan.source]}" if view.plan is not None else ""
     return Content.assemble(
         ("fitplan", "bold $primary"), "  ", (model, "bold"), (f"  {method} on  ", QUIET), (device, "bold"),
         (source, QUIET), (f"   {held} held" if held else "", QUIET),

@@ -9,11 +9,9 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from fitplan.tui.answers import Offer
-from fitplan.tui.look import QUIET, SIGNS, lines, slack_text
+from fitplan.tui.look import QUIET, SIGNS, lines, slack_text, wrapped
 from fitplan.tui.view import View
 from fitplan.units import gib
-
-_SAVED = 11
 
 
 class AdvicePanel(OptionList):
@@ -32,22 +30,30 @@ class AdvicePanel(OptionList):
         super().__init__(**options)
         self.border_title = title
         self._offers: tuple[Offer, ...] = ()
+        self._width = 0
 
     def watch_view(self, view: View | None) -> None:
         """Show the offers of a view; those of the question before stay until then, and cannot be taken."""
-        if view is None or view.offers is None:
-            if view is not None and view.later:
-                self._show((), view.later)
+        if view is None:
             return
-        self._show(view.offers, "nothing that is known here would save memory")
+        if view.offers is not None:
+            self._show(view.offers, "nothing that is known here would save memory")
+        elif view.plan is None:
+            self._show((), "no answer yet")
+
+    def on_resize(self) -> None:
+        """The lines are broken anew."""
+        self._width = 0
+        self.watch_view(self.view)
 
     def _show(self, offers: tuple[Offer, ...], otherwise: str) -> None:
-        if offers == self._offers and self.option_count:
+        width = self.scrollable_content_region.width - 1
+        if (offers, width) == (self._offers, self._width) and offers:
             return
-        self._offers = offers
+        self._offers, self._width = offers, width
         self.clear_options()
         if offers:
-            self.add_options([Option(_row(offer)) for offer in offers])
+            self.add_options([Option(_row(offer, width)) for offer in offers])
             self.highlighted = 0
         else:
             self.add_option(Option(Content.styled(otherwise, QUIET), disabled=True))
@@ -59,12 +65,16 @@ class AdvicePanel(OptionList):
             self.post_message(self.Taken(self._offers[event.option_index]))
 
 
-def _row(offer: Offer) -> Content:
+def _row(offer: Offer, width: int) -> Content:
+    """What is done, what that saves, what it costs."""
     proposal = offer.proposal
+    room = max(10, width - 2)
     if proposal is None:
-        return Content.assemble(("→ ", "bold $primary"), offer.title)
-    sign = SIGNS[proposal.verdict.fit]
-    saved = f"{gib(proposal.saved_bytes)} less" if proposal.saved_bytes >= 0 else f"{gib(-proposal.saved_bytes)} more"
-    head = Content.assemble((f"{sign.mark} ", sign.style), offer.title)
-    told = f"  {saved}, then {slack_text(proposal.verdict)}"
-    return lines([head, Content.styled(f"{told}; {offer.note}" if offer.note else told, QUIET)])
+        mark, style, told = "→", "bold $primary", ""
+    else:
+        mark, style = SIGNS[proposal.verdict.fit].mark, SIGNS[proposal.verdict.fit].style
+        saved = proposal.saved_bytes
+        told = f"{gib(abs(saved))} {'less' if saved >= 0 else 'more'}, then {slack_text(proposal.verdict)}"
+    first, *rest = wrapped(offer.title, room, "bold")
+    below = [*rest, *wrapped(told, room, ""), *wrapped(offer.note, room)]
+    return lines([Content.assemble((f"{mark} ", style), first), *(line.pad_left(2) for line in below)])

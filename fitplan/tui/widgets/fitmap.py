@@ -1,5 +1,6 @@
 """The fit map: which batches of which lengths fit, with the point that is asked about."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events
@@ -10,13 +11,13 @@ from textual.reactive import reactive
 
 from fitplan.fitmap import Cell, FitMap
 from fitplan.setup import TrainingSetup
-from fitplan.tui.look import QUIET, SIGNS, lines
+from fitplan.tui.look import QUIET, SIGNS, lines, wrapped
 from fitplan.tui.view import View
-from fitplan.tui.widgets.panel import Panel, waiting
+from fitplan.tui.widgets.panel import Panel
 from fitplan.units import GIB
 
 ASKED, NEAR, CURSOR, BOTH = "●", "○", "▸", "◆"
-_LABEL, _LEAST, _MOST, _LARGEST = 6, 6, 9, 9
+_LABEL, _LEAST, _MOST, _LARGEST = 6, 6, 10, 8
 _HEAD = 1
 
 
@@ -52,21 +53,22 @@ class MapPanel(Panel, can_focus=True):
         """The map, or what is missing for one."""
         found = view.fit_map
         if found is None:
-            return Content.styled(view.later, QUIET) if view.later else waiting(view)
-        width, height = self.room
-        wide = self._cell_width()
-        largest = width >= _LABEL + wide * len(found.cells[0]) + _LARGEST
+            return lines(wrapped(view.later or "not known yet", self.room[0]))
+        height = self.room[1]
+        shape = self._shape(found)
         place, exact = place_of(found, view.setup)
-        rows = [_header(found, wide, largest)]
+        rows = [_header(found, shape)]
         for number, row in enumerate(found.cells):
-            pieces = [self._cell(cell, (number, at), place, exact, wide) for at, cell in enumerate(row)]
+            cells = [self._cell(row[at], (number, at), place, exact, shape.wide) for at in shape.columns]
             most = found.largest_batch[row[0].seq_len]
-            tail = Content(f"{most or 'none':>{_LARGEST}}" if largest else "")
-            rows.append(Content.assemble((f"{_thousands(row[0].seq_len):>{_LABEL - 1}} ", "bold"), *pieces, tail))
-        longest = "".join(f"{length or 'none':>{wide}}" for length in found.longest_seq.values())
-        rows.append(Content.assemble(("most ".rjust(_LABEL), "bold"), longest))
+            tail = f"{most or 'none':>{_LARGEST}}" if shape.largest else ""
+            rows.append(Content.assemble((f"{_thousands(row[0].seq_len):>{_LABEL - 1}} ", "bold"), *cells, tail))
+            rows += [Content()] * (shape.tall - 1)
+        longest = list(found.longest_seq.values())
+        most = "".join(f"{longest[at] or 'none':>{shape.wide}}" for at in shape.columns)
+        rows.append(Content.assemble(("most ".rjust(_LABEL), "bold"), most))
         asked = f"{ASKED} asked" if exact else f"{NEAR} nearest to what is asked"
-        rows.append(Content.styled(f"GiB allocated   {asked}   {CURSOR} cursor, Enter asks about it", QUIET))
+        rows.append(Content.styled(f"GiB allocated  {asked}  {CURSOR} Enter asks here", QUIET))
         return lines(rows[:height])
 
     def _cell(self, cell: Cell, at: tuple[int, int], place: tuple[int, int], exact: bool, wide: int) -> Content:
@@ -84,13 +86,15 @@ class MapPanel(Panel, can_focus=True):
             (f"{text:>{wide - 1}}{sign.mark}", sign.style.removeprefix("bold ") + bold + style),
         )
 
-    def _cell_width(self) -> int:
-        assert self.view is not None
-        assert self.view.fit_map is not None
+    def _shape(self, found: FitMap) -> "_Shape":
+        """How many columns there is room for, and how wide; the cursor is among them."""
         room = self.room[0] - _LABEL
-        columns = len(self.view.fit_map.cells[0])
-        whole = (room - _LARGEST) // columns
-        return min(_MOST, whole if whole >= _LEAST else max(_LEAST, room // columns))
+        batches = len(found.cells[0])
+        largest = room >= batches * _LEAST + _LARGEST
+        number = max(1, min(batches, room // _LEAST))
+        first = min(max(0, self.cursor[1] - number + 1), batches - number)
+        wide = min(_MOST, (room - _LARGEST if largest else room) // number)
+        return _Shape(range(first, first + number), wide, 2 if self.room[1] >= 2 * len(found.cells) + 4 else 1, largest)
 
     def action_move(self, down: int, right: int) -> None:
         """Move the cursor; it stops at the edges."""
@@ -117,10 +121,21 @@ class MapPanel(Panel, can_focus=True):
         cells = self.view.fit_map.cells
         if offset is None:
             return
-        row, column = offset.y - _HEAD, (offset.x - _LABEL) // self._cell_width()
-        if 0 <= row < len(cells) and 0 <= column < len(cells[0]) and offset.x >= _LABEL:
+        shape = self._shape(self.view.fit_map)
+        row, column = (offset.y - _HEAD) // shape.tall, shape.columns.start + (offset.x - _LABEL) // shape.wide
+        if 0 <= row < len(cells) and column in shape.columns:
             self.cursor = (row, column)
             self.action_choose()
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The columns that are shown, the size of a cell, and whether the largest batch has a column."""
+
+    columns: range
+    wide: int
+    tall: int
+    largest: bool
 
 
 def place_of(found: FitMap, setup: TrainingSetup) -> tuple[tuple[int, int], bool]:
@@ -132,9 +147,10 @@ def place_of(found: FitMap, setup: TrainingSetup) -> tuple[tuple[int, int], bool
     return (row, column), (lengths[row], batches[column]) == (setup.seq_len, setup.batch_size)
 
 
-def _header(found: FitMap, wide: int, largest: bool) -> Content:
-    batches = "".join(f"{'b' if wide < _MOST else 'batch '}{cell.batch_size}".rjust(wide) for cell in found.cells[0])
-    return Content.styled(f"{'tokens':>{_LABEL}}{batches}{'most'.rjust(_LARGEST) if largest else ''}", QUIET)
+def _header(found: FitMap, shape: _Shape) -> Content:
+    name = "b" if shape.wide < _MOST else "batch "
+    batches = "".join(f"{name}{found.cells[0][at].batch_size}".rjust(shape.wide) for at in shape.columns)
+    return Content.styled(f"{'tokens':>{_LABEL}}{batches}{'most'.rjust(_LARGEST) if shape.largest else ''}", QUIET)
 
 
 def _thousands(length: int) -> str:

@@ -12,6 +12,8 @@ from fitplan.tui.view import View
 from fitplan.tui.widgets.panel import Panel, waiting
 from fitplan.units import count, gib
 
+_NUMBERS = 18
+
 
 class MemoryPanel(Panel):
     """The legend of the bar, with sizes and shares."""
@@ -19,7 +21,7 @@ class MemoryPanel(Panel):
     def draw(self, view: View) -> Content:
         """A line for each category, then facts as far as there is room."""
         if view.plan is None or view.device is None:
-            return waiting(view)
+            return waiting()
         width, height = self.room
         rows = _legend(view.plan, view.device, width)
         facts = [Content(), *_facts(view.plan)]
@@ -36,11 +38,10 @@ def _legend(plan: Plan, device: Device, width: int) -> list[Content]:
 
 
 def _row(part: Part, total: int, width: int) -> Content:
-    share = f"{100 * part.bytes / total:3.0f} %" if part.bytes else ""
-    text = f"{gib(part.bytes) if part.bytes else '–':>12} {share:>6}"
-    name = f" {part.name}".ljust(width - len(text) - 1)
+    style = "" if part.bytes else QUIET
+    size, share = (gib(part.bytes), f"{100 * part.bytes / total:.0f} %") if part.bytes else ("–", "")
     return Content.assemble(
-        (part.mark, part.style), name if part.bytes else (name, QUIET), (text, "" if part.bytes else QUIET)
+        (part.mark, part.style), (f" {part.name}".ljust(width - _NUMBERS), style), (f"{size:>11}{share:>6}", style)
     )
 
 
@@ -53,9 +54,6 @@ def _facts(plan: Plan) -> list[Content]:
     if plan.setup.method is Method.QLORA:
         share = unquantised_share(plan.parameters)
         loud = share > LOUD_SHARE
-        rows.append(
-            Content.styled(
-                f"{'! ' if loud else ''}not quantised: {100 * share:.1f} %", "bold $error" if loud else QUIET
-            )
-        )
+        text = f"{'! ' if loud else ''}not quantised: {100 * share:.1f} % of the parameters"
+        rows.append(Content.styled(text, "bold $error" if loud else QUIET))
     return rows

@@ -20,9 +20,11 @@ class MomentsPanel(Panel):
     def draw(self, view: View) -> Content:
         """A line for each moment, the lowest left out where there is no room."""
         if view.plan is None or view.device is None:
-            return waiting(view)
+            return waiting()
         width, height = self.room
-        return lines([_row(moment, view.plan, view.device, width) for moment in _highest(view.plan, height)])
+        moments = _highest(view.plan, height)
+        thick = max(1, min(2, height // len(moments)))
+        return lines(row for moment in moments for row in _rows(moment, view.plan, view.device, width)[:thick])
 
 
 def _highest(plan: Plan, most: int) -> list[MemoryMoment]:
@@ -32,7 +34,8 @@ def _highest(plan: Plan, most: int) -> list[MemoryMoment]:
     return [moment for moment in moments if moment in kept][:most]
 
 
-def _row(moment: MemoryMoment, plan: Plan, device: Device, width: int) -> Content:
+def _rows(moment: MemoryMoment, plan: Plan, device: Device, width: int) -> list[Content]:
+    """The moment's line, and its bar once more for where there is room to make it thick."""
     estimate = plan.estimate
     limit = device.usable_bytes - (device_bytes_of(plan, device) - estimate.peak_allocated_bytes)
     is_peak = moment.name == estimate.peak_moment
@@ -41,6 +44,8 @@ def _row(moment: MemoryMoment, plan: Plan, device: Device, width: int) -> Conten
     full = max(estimate.peak_allocated_bytes, limit)
     style = "bold" if is_peak else ""
     name = moment.name if len(moment.name) < _NAME else moment.name[: _NAME - 2] + "…"
-    return Content.assemble(
-        (f"{name:<{_NAME}}", style), bar(parts_of(moment), full, room, max(0, limit)), (tail, style or QUIET)
-    )
+    drawn = bar(parts_of(moment), full, room, max(0, limit))
+    return [
+        Content.assemble((f"{name:<{_NAME}}", style), drawn, (tail, style or QUIET)),
+        Content.assemble(" " * _NAME, drawn),
+    ]

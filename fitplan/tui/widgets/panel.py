@@ -33,6 +33,6 @@ class Panel(Widget):
         return max(1, self.content_size.width), max(1, self.content_size.height)
 
 
-def waiting(view: View) -> Content:
+def waiting() -> Content:
     """In place of an answer that is not there."""
-    return Content.styled(view.told and "no answer yet", QUIET)
+    return Content.styled("no answer yet", QUIET)

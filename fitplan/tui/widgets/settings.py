@@ -9,13 +9,16 @@ from textual.message import Message
 from textual.reactive import reactive
 
 from fitplan.tui.knobs import KNOBS, knob_of
-from fitplan.tui.look import QUIET, lines
+from fitplan.tui.look import QUIET, lines, wrapped
 from fitplan.tui.view import View
 from fitplan.tui.widgets.panel import Panel
 
 MODEL, GPU = "model", "gpu"
 ROWS: tuple[str, ...] = (MODEL, GPU, *(knob.name for knob in KNOBS))
-_LABEL = 16
+_LABELS = {MODEL: "model", GPU: "GPU"}
+_BOLD = (MODEL, GPU, "method")
+_VALUE = 15
+"""The column in which values begin."""
 LESS, MORE = "‹", "›"
 
 
@@ -59,9 +62,8 @@ class SettingsPanel(Panel, can_focus=True):
         width, height = self.room
         first = self._first(height)
         rows = [self._row(number, view, width) for number in range(len(ROWS))][first : first + height]
-        hint = self._hint()
-        if hint and height > len(rows) + 1:
-            rows += [Content(), Content.styled(hint, QUIET)]
+        hint = [Content(), *wrapped(self._hint(), width - 2)]
+        rows += [row.pad_left(1) for row in hint][: height - len(rows)]
         return lines(rows)
 
     def _first(self, height: int) -> int:
@@ -74,21 +76,17 @@ class SettingsPanel(Panel, can_focus=True):
 
     def _row(self, number: int, view: View, width: int) -> Content:
         name = ROWS[number]
-        here = number == self.row
         knob = knob_of(name)
+        here = number == self.row
         applies = knob is None or knob.applies(view.setup)
-        value = _value(name, view)
-        room = width - _LABEL - 2
-        if len(value) > room:
-            value = value[: room - 1] + "…"
-        arrows = here and applies
+        value = shortened(_value(name, view), width - _VALUE - 1)
+        less, more = (LESS, MORE) if here and applies and knob is not None else (" ", "")
         cursor = "▸" if here and self.has_focus else " "
-        shown = f"{LESS} {value} {MORE}" if arrows and knob is not None else f"  {value}"
         style = "bold $primary" if here and self.has_focus else "" if applies else QUIET
-        label = knob.label if knob is not None else {MODEL: "model", GPU: "GPU"}[name]
+        label = knob.label if knob is not None else _LABELS[name]
         return Content.assemble(
-            (f"{cursor}{label:<{_LABEL - 3}}", style or QUIET),
-            (shown, style or ("bold" if name in (MODEL, GPU, "method") else "")),
+            (f"{cursor}{label:<{_VALUE - 2}}{less}", style or QUIET),
+            (f"{value}{more}", style or ("bold" if name in _BOLD else "")),
         )
 
     def action_row(self, by: int) -> None:
@@ -126,11 +124,10 @@ class SettingsPanel(Panel, can_focus=True):
         if row != self.row:
             self.row = row
             return
-        start = _LABEL - 2
-        end = start + len(_value(ROWS[row], self.view)) + 3
-        if start <= offset.x < start + 2:
+        end = _VALUE + len(shortened(_value(ROWS[row], self.view), self.room[0] - _VALUE - 1))
+        if offset.x in (_VALUE - 2, _VALUE - 1):
             self.action_step(-1)
-        elif end - 1 <= offset.x <= end:
+        elif offset.x in (end, end + 1):
             self.action_step(1)
         else:
             self.action_pick()
@@ -142,6 +139,11 @@ class SettingsPanel(Panel, can_focus=True):
     def on_mouse_scroll_up(self) -> None:
         """The wheel goes through the rows."""
         self.action_row(-1)
+
+
+def shortened(text: str, room: int) -> str:
+    """The beginning of a text that is too long."""
+    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
 def _value(name: str, view: View) -> str:

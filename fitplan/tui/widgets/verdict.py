@@ -1,10 +1,12 @@
 """The verdict: does it fit, what is left, and a bar of the GPU's memory."""
 
+from collections.abc import Sequence
+
 from textual.content import Content
 
 from fitplan.devices.device import Device
 from fitplan.plan import Plan
-from fitplan.tui.look import EDGE, QUIET, bar, device_bytes_of, device_parts, lines, sign_of, slack_text
+from fitplan.tui.look import EDGE, QUIET, badge_of, bar, device_bytes_of, device_parts, lines, slack_text, wrapped
 from fitplan.tui.view import Stage, View
 from fitplan.tui.widgets.panel import Panel
 from fitplan.units import gib
@@ -17,25 +19,27 @@ class VerdictPanel(Panel):
     def draw(self, view: View) -> Content:
         """The verdict, or why there is none."""
         if view.plan is not None and view.device is not None:
-            return self._answer(view.plan, view.device)
+            return self._answer(view.plan, view.device, view.warnings)
         if view.stage is Stage.TRACING:
-            head = Content.styled("… tracing the real step, which does not ship for this setup", "bold $accent")
+            head = Content.styled(" … TRACING ", "bold $background on $primary")
+            told = f"This setup does not ship: its step is run without memory, in another process. {view.told}"
         else:
-            head = Content.styled("! no answer", "bold $error")
-        return lines([head, Content.styled(view.told, QUIET)])
+            head, told = Content.styled(" ! NO ANSWER ", "bold $background on $error"), view.told
+        return lines([head, *wrapped(told, self.room[0])])
 
-    def _answer(self, plan: Plan, device: Device) -> Content:
+    def _answer(self, plan: Plan, device: Device, warnings: Sequence[str]) -> Content:
         assert plan.verdict is not None
         width, height = self.room
         used = device_bytes_of(plan, device)
         full = max(used, device.total_bytes)
         drawn = bar(device_parts(plan, device), full, width, device.usable_bytes, device.total_bytes)
-        head = Content.assemble(
-            sign_of(plan.verdict), "  ", (gib(used), "bold"), f" of {gib(device.usable_bytes)}, ", (slack_text(plan.verdict), "bold")
-        )  # fmt: skip
-        told = plan.verdict.reason if plan.verdict.fit is Fit.TIGHT else f"peak: {plan.estimate.peak_moment}"
-        rows = [head, *[drawn] * (2 if height > 4 else 1), _ruler(device, full, width), Content.styled(told, QUIET)]
-        return lines(rows[:height])
+        head = Content.assemble(badge_of(plan.verdict), "  ", (slack_text(plan.verdict), "bold"))
+        told = f"needs {gib(used)}, most in {plan.estimate.peak_moment}"
+        if plan.verdict.fit is Fit.TIGHT:
+            told += f"; {plan.verdict.reason}"
+        words = wrapped("; ".join([told, *(f"note: {warning}" for warning in warnings)]), width)
+        thick = max(1, min(3, height - 2 - len(words)))
+        return lines([head, *[drawn] * thick, _ruler(device, full, width), *words][:height])
 
 
 def _ruler(device: Device, full: int, width: int) -> Content:
