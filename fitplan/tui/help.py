@@ -34,7 +34,7 @@ PLAN_HELP: tuple[tuple[str, Keys], ...] = (
             ("1 2 3 4", "memory, moments, advice, map; Tab goes round"),
             ("Enter", "in the advice: make that change"),
             ("↑ ↓ ← → Enter", "in the map: go to a point, ask about it"),
-            (f"{ASKED} {NEAR} {CURSOR}", "in the map: what is asked, the point nearest to it, the cursor"),
+            (f"{ASKED} {NEAR} {CURSOR}", "in the map: asked, nearest to it, cursor"),
         ),
     ),
     (

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from fitplan.errors import InputError
 from fitplan.setup import (
+    ALL_LINEAR,
     LORA_FIELDS,
     QLORA_FIELDS,
     Attention,
@@ -103,35 +103,25 @@ def _doubling(least: int, most: int) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _words(kind: type[StrEnum]) -> tuple[StrEnum, ...]:
-    return tuple(kind)
-
-
 _SWITCH = (True, False)
 
 KNOBS = (
-    Knob("method", "method", "full trains all weights, LoRA adapters, QLoRA adapters on 4-bit weights", _words(Method)),
-    Knob("batch_size", "batch", "rows in a micro-batch: activations and logits grow with it", _doubling(1, 1024), 1),
-    Knob("seq_len", "length", "tokens in a row: activations and logits grow with it", _doubling(128, 131_072), 64),
-    Knob(
-        "gradient_accumulation_steps",
-        "accumulate",
-        "micro-batches in a step: the effective batch grows, the memory hardly",
-        _doubling(1, 256),
-        1,
-    ),
-    Knob("lora_r", "rank", "rank of the adapters: all that they need grows with it", _doubling(1, 512), 1),
-    Knob("target_modules", "targets", "modules that get adapters", ("all-linear",)),
-    Knob("quant", "quantise", "format of the frozen weights (bitsandbytes)", _words(Quant)),
+    Knob("method", "method", "all weights, adapters, or adapters on quantised weights", tuple(Method)),
+    Knob("batch_size", "batch", "rows in a micro-batch; activations and logits grow with it", _doubling(1, 1024), 1),
+    Knob("seq_len", "length", "tokens in a row; activations and logits grow with it", _doubling(128, 131_072), 64),
+    Knob("gradient_accumulation_steps", "accumulate", "micro-batches in an optimizer step", _doubling(1, 256), 1),
+    Knob("lora_r", "rank", "rank of the adapters; all that they need grows with it", _doubling(1, 512), 1),
+    Knob("target_modules", "targets", "the modules that get adapters", (ALL_LINEAR,)),
+    Knob("quant", "quantise", "format of the frozen weights (bitsandbytes)", tuple(Quant)),
     Knob("double_quant", "double quant", "quantise the scales of the 4-bit blocks again", _SWITCH),
-    Knob("kbit_prepare", "k-bit prep", "prepare_model_for_kbit_training: norms and embeddings in float32", _SWITCH),
-    Knob("gradient_checkpointing", "checkpointing", "keep only the inputs of layers, recompute the rest in backward", _SWITCH),
-    Knob("attn", "attention", "the attention implementation of transformers", _words(Attention)),
-    Knob("optim", "optimizer", "what it keeps for each trained parameter", _words(Optim)),
-    Knob("dtype", "dtype", "the type that the weights are loaded in", _words(Dtype)),
-    Knob("mixed_precision", "autocast", "automatic mixed precision", _words(MixedPrecision)),
-    Knob("padding", "padding", "whether rows are padded decides whether a mask is built", _words(Padding)),
-)  # fmt: skip
+    Knob("kbit_prepare", "k-bit prep", "norms, embedding and head in float32 (peft)", _SWITCH),
+    Knob("gradient_checkpointing", "checkpointing", "recompute activations in backward, not keep them", _SWITCH),
+    Knob("attn", "attention", "the attention implementation of transformers", tuple(Attention)),
+    Knob("optim", "optimizer", "what is kept for each trained parameter", tuple(Optim)),
+    Knob("dtype", "dtype", "the type that the weights are loaded in", tuple(Dtype)),
+    Knob("mixed_precision", "autocast", "automatic mixed precision", tuple(MixedPrecision)),
+    Knob("padding", "padding", "padded rows need an attention mask", tuple(Padding)),
+)
 """In the order of the screen."""
 
 _BY_NAME = {knob.name: knob for knob in KNOBS}

@@ -142,7 +142,7 @@ def bar(parts: Iterable[Part], full: int, width: int, edge: int | None = None, e
         full: the bytes of the whole width.
         width: its cells.
         edge: a line is drawn after so many bytes.
-        end: the memory ends after so many bytes: what nobody can have beyond ``edge`` is marked.
+        end: the memory ends after so many bytes: what a job cannot have, beyond ``edge``, is marked.
 
     """
     cells: list[tuple[str, str]] = []
@@ -150,7 +150,8 @@ def bar(parts: Iterable[Part], full: int, width: int, edge: int | None = None, e
     for part in parts:
         reached += part.bytes
         cells += [(part.mark, part.style)] * (_cell(reached, full, width) - len(cells))
-    usable, total = (_cell(full if size is None else size, full, width) for size in (edge, end))
+    usable = _cell(full if edge is None else edge, full, width)
+    total = usable if end is None else _cell(end, full, width)
     cells += [(FREE, QUIET)] * (usable - len(cells))
     cells += [(TAKEN, QUIET)] * (total - len(cells))
     cells += [(" ", "")] * (width - len(cells))
@@ -172,6 +173,11 @@ def _joined(cells: list[tuple[str, str]]) -> Content:
         else:
             pieces.append((mark, style))
     return Content.assemble(*pieces)
+
+
+def shortened(text: str, room: int) -> str:
+    """The beginning of a text that is too long."""
+    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
 def wrapped(text: str, width: int, style: str = QUIET) -> list[Content]:

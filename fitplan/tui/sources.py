@@ -31,7 +31,8 @@ def gpus(machine: Machine, text: str) -> Sequence[Choice]:
     The values are keyword arguments of :meth:`fitplan.tui.state.Question.on`, as pairs.
     """
     words = text.lower().split()
-    here = [choice for gpu in machine.gpus for one in (gpu, *gpu.mig) if (choice := _detected(one))]
+    targets: list[Target] = [*machine.gpus, *(one for gpu in machine.gpus for one in gpu.mig)]
+    here = [choice for one in targets if (choice := _detected(one))]
     known = [
         Choice(("gpu", device.name), device.name, f"{gib(device.total_bytes):>10}")
         for device in sorted(known_devices(), key=lambda device: (device.total_bytes, device.name))

@@ -36,7 +36,7 @@ def first_question(
         InputError: the settings make no sense.
 
     """
-    to_choose = (MODEL,) if model is None else ()
+    to_choose: tuple[str, ...] = (MODEL,) if model is None else ()
     if gpu is None and vram is None:
         gpu = AUTO if _has_gpu(machine) else FIRST_GPU
         to_choose += () if gpu == AUTO else (GPU,)

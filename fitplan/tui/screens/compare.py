@@ -20,6 +20,7 @@ from fitplan.tui.widgets.compare import Column, CompareTable
 from fitplan.tui.widgets.strip import Strip
 
 AXES = ("Methods", "GPUs", "Held")
+NAMES = ("methods", "GPUs", "held setups")
 
 
 class CompareScreen(Screen[tuple[Question, tuple[Question, ...]]]):
@@ -55,7 +56,7 @@ class CompareScreen(Screen[tuple[Question, tuple[Question, ...]]]):
         self._axis = self.query_one(Strip).shown = axis
         table = self.query_one(CompareTable)
         questions = (self._methods, self._gpus, self._held)[axis]()
-        table.border_title = f"{self._now.model}: {AXES[axis].lower() if axis < 2 else 'held setups'} beside each other"
+        table.border_title = f"{self._now.model}: {NAMES[axis]} beside each other"
         table.cursor = 0
         table.columns = tuple(Column(title, view_of(self._answers, question)) for title, question in questions)
         table.cursor = next((n for n, (_, question) in enumerate(questions) if question == self._now), 0)

@@ -31,6 +31,9 @@ class Choice:
     detail: str = ""
 
 
+SHORT = 12
+"""Up to so many choices the dialog is as high as its list."""
+
 Source = Callable[[str], Sequence[Choice]]
 
 
@@ -70,6 +73,7 @@ class Picker(ModalScreen[Any]):
         """All that there is, with what is chosen now under the cursor."""
         self.query_one(OptionList).can_focus = False
         self._find("")
+        self.query_one(".dialog").set_class(len(self._choices) > SHORT, "-long")
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Search as it is typed."""

@@ -32,6 +32,7 @@ from fitplan.tui.widgets.advice import AdvicePanel
 from fitplan.tui.widgets.fitmap import MapPanel
 from fitplan.tui.widgets.memory import MemoryPanel
 from fitplan.tui.widgets.moments import MomentsPanel
+from fitplan.tui.widgets.panel import Panel
 from fitplan.tui.widgets.settings import GPU, MODEL, SettingsPanel
 from fitplan.tui.widgets.strip import Strip
 from fitplan.tui.widgets.verdict import VerdictPanel
@@ -181,8 +182,9 @@ class PlanScreen(Screen[None]):
         """Hand the view to every panel; what is ``stale`` is pale."""
         self.view = view
         self.query_one("#head", Static).update(_heading(view, len(self.held)))
-        for panel in (SettingsPanel, VerdictPanel, MemoryPanel, MomentsPanel, MapPanel, AdvicePanel):
-            self.query_one(panel).view = view
+        for panel in self.query(Panel):
+            panel.view = view
+        self.query_one(AdvicePanel).view = view
         self.query_one(MapPanel).set_class(stale, "-stale")
         self.query_one(AdvicePanel).set_class(view.offers is None, "-stale")
 
@@ -231,7 +233,6 @@ class PlanScreen(Screen[None]):
 
     def action_pick(self, name: str) -> None:
         """Choose a model, a GPU or the value of a setting from a list."""
-        question = self.history.now
         if name == MODEL:
             picker = Picker(
                 "Model", "type to search, or a hub id (owner/name), a folder, a config.json", sources.models
@@ -240,11 +241,13 @@ class PlanScreen(Screen[None]):
         elif name == GPU:
             self._answers.forget_devices()
             source = partial(sources.gpus, self._machine)
-            picker = Picker("GPU", "type to search, or an amount of memory: 24GiB", source, ("gpu", question.gpu))
+            now = ("gpu", self.view.device.name if self.view is not None and self.view.device is not None else "")
+            picker = Picker("GPU", "type to search, or an amount of memory: 24GiB", source, now)
             self.app.push_screen(picker, self._gpu_picked)
         elif self.view is not None and (knob := knob_of(name)) is not None:
             now = getattr(self.view.setup, name)
-            picker = Picker(knob.label, knob.help, partial(sources.values, knob), now)
+            hint = f"type {'a number' if knob.is_number else 'to search'}: {knob.help}"
+            picker = Picker(knob.label, hint, partial(sources.values, knob), now)
             self.app.push_screen(picker, partial(self._value_picked, name))
 
     def _model_picked(self, name: str | None) -> None:

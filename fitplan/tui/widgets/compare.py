@@ -11,15 +11,15 @@ from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from fitplan.devices.device import Device
-from fitplan.plan import Plan
+from fitplan.trace.events import Category
 from fitplan.tui.knobs import KNOBS
-from fitplan.tui.look import QUIET, bar, device_bytes_of, device_parts, lines, sign_of, slack_text
+from fitplan.tui.look import QUIET, bar, device_bytes_of, device_parts, lines, sign_of
 from fitplan.tui.view import Stage, View
 from fitplan.units import count, gib
 
 _LABEL, _LEAST, _MOST = 18, 19, 26
-_HEAD, _FACTS = ("", "needs", "of", "", "", "on one scale", ""), ("", "trains", "adapter on disk", "peak", "")
+_ANSWER = ["", "needs", "of", "left", "on one scale"]
+_FACTS = ["peak", "trains", "adapter on disk"]
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,31 @@ class CompareTable(Widget, can_focus=True):
         seen = self.columns[first : first + number]
         differing = [knob for knob in KNOBS if len({getattr(c.view.setup, knob.name) for c in self.columns}) > 1]
         scale = max((_reach(column.view) for column in seen), default=1)
-        labels = ["", *_HEAD, *_names(seen), *_FACTS, *(knob.label for knob in differing)]
-        labels[0] = f"{'◂' if first else ' '} {'▸' if first + number < len(self.columns) else ' '}"
+        more = f"{'◂' if first else ' '} {'▸' if first + number < len(self.columns) else ' '}"
+        sections = [
+            [more, *_ANSWER],
+            _names(seen),
+            _FACTS,
+            [knob.label for knob in differing],
+        ]
         cells = [
             [
-                _title(column, here=first + place == self.cursor),
-                *_answer(column.view, wide - 2, scale),
-                *(Content(knob.shown(getattr(column.view.setup, knob.name))) for knob in differing),
+                [_title(column, here=first + place == self.cursor), *_answer(column.view, wide - 2, scale)],
+                _parts(column.view),
+                _facts(column.view),
+                [Content(knob.shown(getattr(column.view.setup, knob.name))) for knob in differing],
             ]
             for place, column in enumerate(seen)
         ]
-        return lines(
-            Content.assemble((label.ljust(_LABEL), QUIET), *(_fitted(column[row], wide) for column in cells))
-            for row, label in enumerate(labels)
-        )
+        rows = [
+            [
+                Content.assemble((label.ljust(_LABEL), QUIET), *(_fitted(column[part][at], wide) for column in cells))
+                for at, label in enumerate(labels)
+            ]
+            for part, labels in enumerate(sections)
+        ]
+        roomy = sum(len(part) + 1 for part in rows) <= self.content_size.height
+        return lines(row for part in rows for row in (*part, *[Content()] * roomy))
 
     def _window(self) -> tuple[int, int, int]:
         """The first column on the screen, how many there are, and how wide."""
@@ -122,40 +133,38 @@ def _names(columns: Sequence[Column]) -> list[str]:
 
 
 def _answer(view: View, wide: int, scale: int) -> list[Content]:
-    """The cells of a column, as :data:`_HEAD`, the parts and :data:`_FACTS` name them."""
-    if view.plan is None or view.device is None:
+    """The cells that :data:`_ANSWER` names."""
+    plan, device = view.plan, view.device
+    if plan is None or device is None or plan.verdict is None:
         told = "! no answer" if view.stage is Stage.FAILED else "takes a trace: Enter"
-        return [Content.styled(told, QUIET), *[Content()] * 40]
-    return [*_headline(view.plan, view.device, wide, scale), *_parts(view.plan, view.device), *_facts(view.plan)]
-
-
-def _headline(plan: Plan, device: Device, wide: int, scale: int) -> list[Content]:
-    assert plan.verdict is not None
-    drawn = bar(device_parts(plan, device), scale, wide, device.usable_bytes, device.total_bytes)
+        return [Content.styled(told, QUIET), *[Content()] * (len(_ANSWER) - 1)]
+    slack = plan.verdict.slack_bytes
     return [
         sign_of(plan.verdict),
-        Content.styled(gib(device_bytes_of(plan, device)), "bold"),
+        Content(gib(device_bytes_of(plan, device))),
         Content(gib(device.usable_bytes)),
-        Content(slack_text(plan.verdict)),
-        Content(),
-        drawn,
-        Content(),
+        Content.styled(f"{'−' if slack < 0 else ''}{gib(abs(slack))}", "bold"),
+        bar(device_parts(plan, device), scale, wide, device.usable_bytes, device.total_bytes),
     ]
 
 
-def _parts(plan: Plan, device: Device) -> list[Content]:
+def _parts(view: View) -> list[Content]:
+    if view.plan is None or view.device is None:
+        return [Content()] * (len(Category) + 1)
     return [
         Content.assemble((f"{part.mark} ", part.style), gib(part.bytes) if part.bytes else ("–", QUIET))
-        for part in device_parts(plan, device)
+        for part in device_parts(view.plan, view.device)
     ]
 
 
-def _facts(plan: Plan) -> list[Content]:
+def _facts(view: View) -> list[Content]:
+    """The cells that :data:`_FACTS` names."""
+    plan = view.plan
+    if plan is None:
+        return [Content()] * len(_FACTS)
     disk = plan.adapter_checkpoint_bytes
     return [
-        Content(),
+        Content(plan.estimate.peak_moment),
         Content(count(plan.trainable_parameters)),
         Content(gib(disk) if disk is not None else "–"),
-        Content(plan.estimate.peak_moment),
-        Content(),
     ]

@@ -45,8 +45,12 @@ class MapPanel(Panel, can_focus=True):
         if view is not None and view.fit_map is not None and (not self.has_focus or old is None or not old.fit_map):
             self.cursor = place_of(view.fit_map, view.setup)[0]
 
-    def watch_has_focus(self, _: bool) -> None:
+    def on_focus(self) -> None:
         """The cursor is drawn where the focus is."""
+        self.refresh()
+
+    def on_blur(self) -> None:
+        """The cursor goes with the focus."""
         self.refresh()
 
     def draw(self, view: View) -> Content:
@@ -65,9 +69,9 @@ class MapPanel(Panel, can_focus=True):
             rows.append(Content.assemble((f"{_thousands(row[0].seq_len):>{_LABEL - 1}} ", "bold"), *cells, tail))
             rows += [Content()] * (shape.tall - 1)
         longest = list(found.longest_seq.values())
-        most = "".join(f"{longest[at] or 'none':>{shape.wide}}" for at in shape.columns)
-        rows.append(Content.assemble(("most ".rjust(_LABEL), "bold"), most))
-        asked = f"{ASKED} asked" if exact else f"{NEAR} nearest to what is asked"
+        last = "".join(f"{longest[at] or 'none':>{shape.wide}}" for at in shape.columns)
+        rows.append(Content.assemble(("most ".rjust(_LABEL), "bold"), last))
+        asked = f"{ASKED} asked" if exact else f"{NEAR} nearest"
         rows.append(Content.styled(f"GiB allocated  {asked}  {CURSOR} Enter asks here", QUIET))
         return lines(rows[:height])
 

@@ -5,13 +5,13 @@ from textual.content import Content
 from fitplan.devices.device import Device
 from fitplan.memory import MemoryMoment
 from fitplan.plan import Plan
-from fitplan.tui.look import QUIET, bar, device_bytes_of, lines, parts_of
+from fitplan.tui.look import QUIET, bar, device_bytes_of, lines, parts_of, shortened
 from fitplan.tui.view import View
 from fitplan.tui.widgets.panel import Panel, waiting
-from fitplan.units import gib
+from fitplan.units import GIB, gib
 
 PEAK = "◀ peak"
-_NAME, _SIZE = 24, 11
+_WIDE, _NAME, _SHORT_NAME = 60, 24, 22
 
 
 class MomentsPanel(Panel):
@@ -39,13 +39,17 @@ def _rows(moment: MemoryMoment, plan: Plan, device: Device, width: int) -> list[
     estimate = plan.estimate
     limit = device.usable_bytes - (device_bytes_of(plan, device) - estimate.peak_allocated_bytes)
     is_peak = moment.name == estimate.peak_moment
-    tail = f"{gib(moment.bytes):>{_SIZE}} {PEAK if is_peak else ' ' * len(PEAK)}"
-    room = max(4, width - _NAME - len(tail))
+    name_room = _NAME if width >= _WIDE else _SHORT_NAME
+    size = f"{gib(moment.bytes):>11}" if width >= _WIDE else f"{moment.bytes / GIB:>6.1f}"
+    tail = (
+        f"{size} {PEAK if is_peak else ' ' * len(PEAK)}" if width >= _WIDE else f"{size} {PEAK[0] if is_peak else ' '}"
+    )
+    room = max(4, width - name_room - len(tail))
     full = max(estimate.peak_allocated_bytes, limit)
     style = "bold" if is_peak else ""
-    name = moment.name if len(moment.name) < _NAME else moment.name[: _NAME - 2] + "…"
     drawn = bar(parts_of(moment), full, room, max(0, limit))
+    name = shortened(moment.name, name_room - 1)
     return [
-        Content.assemble((f"{name:<{_NAME}}", style), drawn, (tail, style or QUIET)),
-        Content.assemble(" " * _NAME, drawn),
+        Content.assemble((f"{name:<{name_room}}", style), drawn, (tail, style or QUIET)),
+        Content.assemble(" " * name_room, drawn),
     ]

@@ -9,7 +9,7 @@ from textual.message import Message
 from textual.reactive import reactive
 
 from fitplan.tui.knobs import KNOBS, knob_of
-from fitplan.tui.look import QUIET, lines, wrapped
+from fitplan.tui.look import QUIET, lines, shortened, wrapped
 from fitplan.tui.view import View
 from fitplan.tui.widgets.panel import Panel
 
@@ -53,8 +53,12 @@ class SettingsPanel(Panel, can_focus=True):
             super().__init__()
             self.name = name
 
-    def watch_has_focus(self, _: bool) -> None:
+    def on_focus(self) -> None:
         """The cursor is drawn where the focus is."""
+        self.refresh()
+
+    def on_blur(self) -> None:
+        """The cursor goes with the focus."""
         self.refresh()
 
     def draw(self, view: View) -> Content:
@@ -139,11 +143,6 @@ class SettingsPanel(Panel, can_focus=True):
     def on_mouse_scroll_up(self) -> None:
         """The wheel goes through the rows."""
         self.action_row(-1)
-
-
-def shortened(text: str, room: int) -> str:
-    """The beginning of a text that is too long."""
-    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
 def _value(name: str, view: View) -> str:

@@ -1,5 +1,7 @@
 """A line of tabs, where there is no room for all panels at once."""
 
+from typing import Any
+
 from textual import events
 from textual.content import Content
 from textual.message import Message
@@ -21,7 +23,7 @@ class Strip(Widget):
             super().__init__()
             self.number = number
 
-    def __init__(self, names: tuple[str, ...], **options: str) -> None:
+    def __init__(self, names: tuple[str, ...], **options: Any) -> None:
         super().__init__(**options)
         self._names = names
 

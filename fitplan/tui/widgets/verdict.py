@@ -34,9 +34,8 @@ class VerdictPanel(Panel):
         full = max(used, device.total_bytes)
         drawn = bar(device_parts(plan, device), full, width, device.usable_bytes, device.total_bytes)
         head = Content.assemble(badge_of(plan.verdict), "  ", (slack_text(plan.verdict), "bold"))
-        told = f"needs {gib(used)}, most in {plan.estimate.peak_moment}"
-        if plan.verdict.fit is Fit.TIGHT:
-            told += f"; {plan.verdict.reason}"
+        tight = plan.verdict.fit is Fit.TIGHT
+        told = plan.verdict.reason if tight else f"needs {gib(used)} in {plan.estimate.peak_moment}"
         words = wrapped("; ".join([told, *(f"note: {warning}" for warning in warnings)]), width)
         thick = max(1, min(3, height - 2 - len(words)))
         return lines([head, *[drawn] * thick, _ruler(device, full, width), *words][:height])
