@@ -1,17 +1,18 @@
 """The main screen: one question, its answer, and everything that can be changed about it."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from time import monotonic
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
-from textual.content import Content
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Footer, Static
+from textual.widgets import Footer
 
 from fitplan.devices.detect import Machine
 from fitplan.errors import FitplanError, InputError
@@ -20,8 +21,7 @@ from fitplan.tui import sources
 from fitplan.tui.answers import Answers, Superseded
 from fitplan.tui.child import ask
 from fitplan.tui.help import PLAN_HELP
-from fitplan.tui.knobs import METHOD_NAMES, knob_of
-from fitplan.tui.look import QUIET
+from fitplan.tui.knobs import knob_of
 from fitplan.tui.reproduce import arguments, command_line, python_call
 from fitplan.tui.screens.compare import CompareScreen
 from fitplan.tui.screens.dialogs import Help, TakeAway
@@ -30,6 +30,7 @@ from fitplan.tui.state import History, Question
 from fitplan.tui.view import Stage, View, view_of
 from fitplan.tui.widgets.advice import AdvicePanel
 from fitplan.tui.widgets.fitmap import MapPanel
+from fitplan.tui.widgets.heading import Heading
 from fitplan.tui.widgets.memory import MemoryPanel
 from fitplan.tui.widgets.moments import MomentsPanel
 from fitplan.tui.widgets.panel import Panel
@@ -73,7 +74,7 @@ class PlanScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """The panels, in the order in which the grid places them."""
-        yield Static(id="head")
+        yield Heading("", id="head")
         with Container(id="panels"):
             yield SettingsPanel("Setup", id="settings")
             yield VerdictPanel("Verdict", id="verdict")
@@ -125,17 +126,15 @@ class PlanScreen(Screen[None]):
     async def _complete(self, view: View) -> None:
         """What takes longer: a trace where nothing is known, then advice and map. Another question cancels it."""
         await asyncio.sleep(PAUSE)
-        question = view.question
         try:
             if view.plan is None:
                 view = await self._traced(view)
             view = await self._looked_up(view)
             if view.fit_map is None and view.plan is not None:
-                self._show(replace(view, later="deriving the formula of this setup"))
-                await ask(arguments(question, view.model, "map"), self._tell_later)
+                await self._child("map", view, self._tell_later)
                 view = await self._looked_up(view)
             if view.plan is not None and view.plan.source != SHIPPED:
-                await ask(arguments(question, view.model, "advise"), lambda _: None)
+                await self._child("advise", view, lambda _: None)
                 await self._looked_up(view)
         except FitplanError as error:
             if view.plan is None:
@@ -147,7 +146,7 @@ class PlanScreen(Screen[None]):
 
     async def _traced(self, view: View) -> View:
         """The answer of a child, which keeps what it traced where the app finds it."""
-        await ask(arguments(view.question, view.model, "check"), self._tell)
+        await self._child("check", view, self._tell)
         if view.model is None:
             await asyncio.to_thread(self._answers.fetched, view.question)
         found = view_of(self._answers, view.question)
@@ -170,6 +169,16 @@ class PlanScreen(Screen[None]):
         self._show(view)
         return view
 
+    async def _child(self, command: str, view: View, tell: Callable[[str], None]) -> None:
+        """Ask another process, and tell every second how far it is; what it finds it keeps where the app looks."""
+        began = monotonic()
+        latest = ["starting"]
+        timer = self.set_interval(1, lambda: tell(f"{latest[-1]} ({monotonic() - began:.0f} s)"))
+        try:
+            await ask(arguments(view.question, view.model, command), latest.append)
+        finally:
+            timer.stop()
+
     def _tell(self, progress: str) -> None:
         if self.view is not None:
             self._show(replace(self.view, told=progress))
@@ -181,7 +190,6 @@ class PlanScreen(Screen[None]):
     def _show(self, view: View, *, stale: bool = False) -> None:
         """Hand the view to every panel; what is ``stale`` is pale."""
         self.view = view
-        self.query_one("#head", Static).update(_heading(view, len(self.held)))
         for panel in self.query(Panel):
             panel.view = view
         self.query_one(AdvicePanel).view = view
@@ -268,9 +276,8 @@ class PlanScreen(Screen[None]):
         """Keep this setup to compare others with it."""
         if self.history.now not in self.held:
             self.held = (*self.held, self.history.now)
+        self.query_one(Heading).held = len(self.held)
         self.notify("held; c compares it with what you change from here", timeout=3)
-        if self.view is not None:
-            self._show(self.view)
 
     def action_compare(self) -> None:
         """Put this setup beside others."""
@@ -279,6 +286,7 @@ class PlanScreen(Screen[None]):
     def _compared(self, result: tuple[Question, tuple[Question, ...]] | None) -> None:
         if result is not None:
             question, self.held = result
+            self.query_one(Heading).held = len(self.held)
             self.ask(question)
 
     def action_take(self, what: str) -> None:
@@ -291,18 +299,3 @@ class PlanScreen(Screen[None]):
     def action_help(self) -> None:
         """What the keys do."""
         self.app.push_screen(Help("Help", PLAN_HELP))
-
-
-SOURCES = {"shipped": "shipped formula", "cache": "traced on this machine", "trace": "traced now"}
-
-
-def _heading(view: View, held: int) -> Content:
-    """One line: what is asked, and where the answer comes from."""
-    model = view.model.name if view.model is not None else view.question.model
-    device = view.device.name if view.device is not None else view.question.gpu or view.question.vram or ""
-    method = METHOD_NAMES[view.question.method]
-    source = f"   {SOURCES[view.plan.source]}" if view.plan is not None else ""
-    return Content.assemble(
-        ("fitplan", "bold $primary"), "  ", (model, "bold"), (f"  {method} on  ", QUIET), (device, "bold"),
-        (source, QUIET), (f"   {held} held" if held else "", QUIET),
-    )  # fmt: skip
