@@ -1,6 +1,7 @@
 """The app: its screens, its themes."""
 
 import os
+from pathlib import Path
 from typing import ClassVar
 
 from textual.app import App
@@ -24,7 +25,7 @@ class FitplanApp(App[None]):
 
     """
 
-    CSS_PATH = "app.tcss"
+    CSS_PATH = Path(__file__).with_name("app.tcss")
     TITLE = "fitplan"
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+q", "quit", "Quit", show=False, priority=True)]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
-from fitplan.errors import SetupConflict
+from fitplan.errors import InputError, SetupConflict
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import DEFAULT_SEQ_LEN, Method, TrainingSetup, settings_for
 
@@ -51,7 +51,10 @@ class Question:
         return replace(self, model=model)._with(dict(self.settings), drop=("target_modules", "task", "num_labels"))
 
     def change(self, name: str, value: Any) -> Self:
-        """The question with one setting changed; an older choice that contradicts it goes back to its default."""
+        """The question with one setting changed; an older choice that contradicts it goes back to its default.
+
+        What makes no sense by itself is asked as it is: the answer says why.
+        """
         if name == "method":
             return replace(self, method=Method(value))
         settings = {**dict(self.settings), name: value}
@@ -64,6 +67,8 @@ class Question:
                 if not older & set(settings):
                     return changed
                 settings = {n: v for n, v in settings.items() if n not in older}
+            except InputError:
+                return changed
             else:
                 return changed
         return self._with(settings)
