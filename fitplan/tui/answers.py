@@ -164,7 +164,8 @@ class Answers:
 
 def means_the_hub(name: str) -> bool:
     """Whether ``name`` can only be an id of the hub: no shipped model, no path."""
-    if name.lower() in spellings() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    is_path = name.startswith((".", "/", "~")) or name.endswith(".json")
+    if name.lower() in spellings() or name.count("/") != 1 or is_path:
         return False
     try:
         return not Path(name).exists()

@@ -22,6 +22,7 @@ class FitplanApp(App[None]):
         question: what is asked first.
         machine: the GPUs of this machine.
         to_choose: the rows of the settings that are to be chosen first.
+        answers: where answers come from.
 
     """
 
@@ -30,13 +31,20 @@ class FitplanApp(App[None]):
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+q", "quit", "Quit", show=False, priority=True)]
 
-    def __init__(self, question: Question, machine: Machine, *, to_choose: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        question: Question,
+        machine: Machine,
+        *,
+        to_choose: tuple[str, ...] = (),
+        answers: Answers | None = None,
+    ) -> None:
         super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
         self.animation_level = "none"
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = LIGHT.name if light_terminal(os.environ.get("COLORFGBG", "")) else DARK.name
-        self._first = PlanScreen(question, Answers(), machine, to_choose=to_choose)
+        self._first = PlanScreen(question, answers or Answers(), machine, to_choose=to_choose)
 
     def get_default_screen(self) -> Screen[None]:
         """The first question."""

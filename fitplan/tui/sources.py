@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from fitplan.devices.detect import Machine, Target, to_device
 from fitplan.devices.device import Device, known_devices
-from fitplan.errors import FitplanError, InputError, ModelNotFound
-from fitplan.models.catalog import catalog, find_entries
+from fitplan.errors import FitplanError, InputError
+from fitplan.models.catalog import catalog
 from fitplan.tui.knobs import Knob
 from fitplan.tui.screens.picker import Choice
 from fitplan.units import count, gib, parse_size
@@ -13,13 +13,11 @@ from fitplan.units import count, gib, parse_size
 
 def models(text: str) -> Sequence[Choice]:
     """The shipped models that match; any other text may be a hub id or a path."""
-    try:
-        entries = find_entries(text) if text else catalog()
-    except ModelNotFound:
-        entries = ()
+    words = text.lower().split()
     found = [
         Choice(entry.name, entry.name, f"{count(entry.parameters):>9}  {entry.hub_ids[0] if entry.hub_ids else ''}")
-        for entry in sorted(entries, key=lambda entry: not entry.name.startswith(text.lower()))
+        for entry in sorted(catalog(), key=lambda entry: not entry.name.startswith(text.lower()))
+        if all(word in " ".join((entry.name, *entry.aliases, *entry.hub_ids)).lower() for word in words)
     ]
     is_place = "/" in text or text.startswith((".", "~")) or text.endswith(".json")
     return [*found, Choice(text, text, "a hub id or a path")] if is_place else found
@@ -40,6 +38,7 @@ def gpus(machine: Machine, text: str) -> Sequence[Choice]:
     found = [] if (size := _size(text)) is None else [Choice(("vram", text), text, f"{gib(size):>10}")]
     for heading, choices in (("on this machine", here), ("known by name", known)):
         matching = [choice for choice in choices if all(word in choice.label.lower() for word in words)]
+        matching.sort(key=lambda choice: not choice.label.lower().startswith(text.lower()))
         found += [Choice(None, heading), *matching] if matching else []
     return found
 

@@ -115,9 +115,7 @@ class PlanScreen(Screen[None]):
     def _answer(self) -> None:
         """Show what is known at once; look up the rest when the keys rest."""
         view = view_of(self._answers, self.history.now, self.view)
-        if view.plan is not None and self.view is not None:
-            view = replace(view, fit_map=self.view.fit_map)  # the last one, pale, until there is another
-        self._show(view, stale=True)
+        self._show(view, advice_too=view.plan is None)
         if view.stage is not Stage.FAILED:
             self.run_worker(self._complete(view), group="answer", exclusive=True)
         else:
@@ -156,16 +154,16 @@ class PlanScreen(Screen[None]):
         return found
 
     async def _looked_up(self, view: View) -> View:
-        """Advice and map, as far as they are known; each is shown when it is there."""
+        """Advice and map, as far as they are known."""
         question = view.question
 
         def wanted() -> bool:
             return self.is_running and self.history.now is question
 
         advice = await asyncio.to_thread(self._answers.advice, question, wanted)
-        view = replace(view, offers=self._answers.offers(question, advice) if advice is not None else None)
-        self._show(view, stale=True)
-        view = replace(view, fit_map=await asyncio.to_thread(self._answers.fit_map, question))
+        offers = self._answers.offers(question, advice) if advice is not None else None
+        fit_map = await asyncio.to_thread(self._answers.fit_map, question)
+        view = replace(view, offers=offers, fit_map=fit_map)
         self._show(view)
         return view
 
@@ -187,14 +185,14 @@ class PlanScreen(Screen[None]):
         if self.view is not None:
             self._show(replace(self.view, later=progress))
 
-    def _show(self, view: View, *, stale: bool = False) -> None:
-        """Hand the view to every panel; what is ``stale`` is pale."""
+    def _show(self, view: View, *, advice_too: bool = True) -> None:
+        """Hand the view to the panels; advice and map keep the last one until there is another."""
         self.view = view
         for panel in self.query(Panel):
-            panel.view = view
-        self.query_one(AdvicePanel).view = view
-        self.query_one(MapPanel).set_class(stale, "-stale")
-        self.query_one(AdvicePanel).set_class(view.offers is None, "-stale")
+            if advice_too or not isinstance(panel, MapPanel):
+                panel.view = view
+        if advice_too:
+            self.query_one(AdvicePanel).view = view
 
     # --- what the panels say ------------------------------------------------------------------------------------------
 
@@ -207,8 +205,9 @@ class PlanScreen(Screen[None]):
         self.action_pick(message.name)
 
     def on_advice_panel_taken(self, message: AdvicePanel.Taken) -> None:
-        """An offer was taken."""
-        self.ask(message.offer.question)
+        """An offer was taken; one that answers an older question is not."""
+        if self.view is not None and self.view.offers is not None:
+            self.ask(message.offer.question)
 
     def on_map_panel_chosen(self, message: MapPanel.Chosen) -> None:
         """A point of the map was chosen."""

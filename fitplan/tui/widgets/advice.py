@@ -33,7 +33,7 @@ class AdvicePanel(OptionList):
         self._width = 0
 
     def watch_view(self, view: View | None) -> None:
-        """Show the offers of a view; those of the question before stay until then, and cannot be taken."""
+        """Show the offers of a view."""
         if view is None:
             return
         if view.offers is not None:
@@ -59,10 +59,9 @@ class AdvicePanel(OptionList):
             self.add_option(Option(Content.styled(otherwise, QUIET), disabled=True))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Enter or a click takes an offer, unless it answers an older question."""
+        """Enter or a click takes an offer."""
         event.stop()
-        if self.view is not None and self.view.offers == self._offers:
-            self.post_message(self.Taken(self._offers[event.option_index]))
+        self.post_message(self.Taken(self._offers[event.option_index]))
 
 
 def _row(offer: Offer, width: int) -> Content:

@@ -26,10 +26,10 @@ class SettingsPanel(Panel, can_focus=True):
     """Up and down choose a row, left and right change it, Enter asks for a value."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "row(-1)", "row", show=False),
-        Binding("down,j", "row(1)", "row", show=False),
-        Binding("left,h", "step(-1)", "less", show=False),
-        Binding("right,l", "step(1)", "more", show=False),
+        Binding("up", "row(-1)", "row", show=False),
+        Binding("down", "row(1)", "row", show=False),
+        Binding("left", "step(-1)", "less", show=False),
+        Binding("right", "step(1)", "more", show=False),
         Binding("shift+left", "step(-1, True)", "one less", show=False),
         Binding("shift+right", "step(1, True)", "one more", show=False),
         Binding("enter,space", "pick", "choose a value", show=False),

@@ -1,0 +1,116 @@
+"""What every screen looks like, at every size and in both themes, as text: ``screens/*.txt``.
+
+``pytest tests/tui --update-screens`` takes them as they are now; the difference is then to be read. Text is kept, and not
+pictures, because it is the same whatever Textual's version draws around it, and can be read in a review. The colours are
+tested for what they are for: that everything can be read.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from canned import BAD, UNKNOWN, Canned
+from driver import drive, press, settled, strips, text
+from textual.color import Color
+from textual.pilot import Pilot
+
+from fitplan.setup import Method
+from fitplan.tui.app import FitplanApp
+from fitplan.tui.look import DARK, LIGHT, SIGNS
+from fitplan.tui.screens import plan as plan_module
+from fitplan.tui.state import Question
+from fitplan.verdict import Fit
+
+SIZES = ((80, 24), (120, 40), (200, 60))
+FITS = Question("canned-8b", "canned", settings=(("batch_size", 2),))
+SCREENS: dict[str, tuple[Question, Sequence[str]]] = {
+    "fits": (FITS, []),
+    "tight": (FITS.change("batch_size", 5), []),
+    "does-not-fit": (FITS.change("method", Method.FULL), []),
+    "tracing": (Question(UNKNOWN, "canned"), []),
+    "no-answer": (Question(BAD, "canned"), []),
+    "moments": (FITS, ["2"]),
+    "advice": (FITS.change("batch_size", 8), ["3"]),
+    "map": (FITS, ["4", "down", "right"]),
+    "compare": (FITS, ["c"]),
+    "held": (FITS, ["h", "down", "right", "c"]),
+    "models": (FITS, ["m", *"qwen3"]),
+    "gpus": (FITS, ["g", *"h100"]),
+    "values": (FITS, ["end", "up", "up", "up", "enter"]),
+    "command": (FITS, ["y"]),
+    "python": (FITS, ["Y"]),
+    "help": (FITS, ["question_mark"]),
+}
+TEXT, MARK = 4.5, 1.6
+"""Contrast: of words as in WCAG 2.1 (1.4.3); of the marks in a bar, whose pattern also tells them apart."""
+
+
+@pytest.fixture(autouse=True)
+def no_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(arguments: Sequence[str], progress: Callable[[str], None]) -> Any:
+        import asyncio
+
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(plan_module, "ask", ask)
+
+
+def _shown(name: str, size: tuple[int, int], look: Callable[[Pilot[None]], Any], theme: str = DARK.name) -> Any:
+    question, keys = SCREENS[name]
+
+    async def script(pilot: Pilot[None]) -> Any:
+        pilot.app.theme = theme
+        if question.model not in (BAD, UNKNOWN):
+            await settled(pilot)
+        for part in (keys[:1], keys[1:]):
+            await press(pilot, part)
+        return look(pilot)
+
+    return drive(script, question, size=size, answers=Canned())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize("name", SCREENS)
+def test_the_screen_is_as_it_was(name: str, size: tuple[int, int], request: pytest.FixtureRequest) -> None:
+    file = Path(__file__).parent / "screens" / f"{name}-{size[0]}x{size[1]}.txt"
+    shown = _shown(name, size, text) + "\n"
+    assert all(len(line) <= size[0] for line in shown.splitlines())
+    if request.config.getoption("--update-screens"):
+        file.write_text(shown, encoding="utf-8")
+    assert shown == file.read_text(encoding="utf-8")
+
+
+def _contrasts(pilot: Pilot[None]) -> Iterator[tuple[str, float]]:
+    """Every piece of text on the screen with its contrast."""
+    for strip in strips(pilot):
+        for segment in strip:
+            style = segment.style
+            if style is None or not segment.text.strip() or style.color is None or style.bgcolor is None:
+                continue
+            fore, back = Color.from_rich_color(style.color), Color.from_rich_color(style.bgcolor)
+            yield segment.text.strip(), back.get_contrast_ratio(fore)
+
+
+@pytest.mark.parametrize("theme", [DARK.name, LIGHT.name])
+@pytest.mark.parametrize("name", ["fits", "tight", "does-not-fit", "no-answer", "tracing", "advice", "map", "compare"])
+def test_everything_can_be_read_in_both_themes(name: str, theme: str) -> None:
+    for words, contrast in _shown(name, (120, 40), lambda pilot: list(_contrasts(pilot)), theme):
+        least = TEXT if any(c.isalnum() for c in words) else MARK
+        assert contrast >= least, f"{words!r} has a contrast of {contrast:.1f}"
+
+
+def test_both_themes_show_the_same() -> None:
+    for name in ("fits", "does-not-fit", "compare", "help"):
+        assert _shown(name, (80, 24), text, DARK.name) == _shown(name, (80, 24), text, LIGHT.name)
+
+
+def test_without_colour_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each verdict has a word and a sign, each category a mark; and no colour is sent."""
+    coloured = _shown("does-not-fit", (120, 40), text)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert FitplanApp(FITS, None, answers=Canned()).native_ansi_color  # type: ignore[arg-type]
+    plain = _shown("does-not-fit", (120, 40), text)
+    assert plain.replace("━", "─").replace("┃", "│") == coloured.replace("━", "─").replace("┃", "│") or (
+        SIGNS[Fit.DOES_NOT_FIT].mark in plain and "DOES NOT FIT" in plain
+    )
