@@ -44,11 +44,11 @@ DARK = Theme(
     surface="#171C22",
     panel="#222932",
     dark=True,
-    variables={**_COLOURS, "quiet": "#8A95A1"},
+    variables={**_COLOURS, "quiet": "#9AA5B1"},
 )
 LIGHT = Theme(
     name="fitplan-light",
-    primary="#0072B2",
+    primary="#005F96",
     secondary="#56B4E9",
     accent="#9A6A00",
     success="#00724F",
@@ -59,7 +59,7 @@ LIGHT = Theme(
     surface="#F3F3EF",
     panel="#E4E5E0",
     dark=False,
-    variables={**_COLOURS, "logits-and-loss": "#B8A500", "quiet": "#5F6973"},
+    variables={**_COLOURS, "logits-and-loss": "#B8A500", "quiet": "#56606A"},
 )
 
 

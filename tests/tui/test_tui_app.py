@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from canned import BAD, UNKNOWN, Canned
 from driver import LLAMA, drive, plan_screen, press, settled, text
+from textual import events
 from textual.pilot import Pilot
 
 from fitplan.api import check
@@ -64,6 +65,17 @@ def test_every_key_answers_at_once(keys: Sequence[str]) -> None:
     async def script(pilot: Pilot[None]) -> None:
         await press(pilot, keys)
         _same_as_library(pilot)
+
+    drive(script)
+
+
+def test_keys_that_come_faster_than_answers_all_count() -> None:
+    async def script(pilot: Pilot[None]) -> None:
+        await press(pilot, ["down"])
+        for _ in range(3):
+            pilot.app.post_message(events.Key("right", None))
+        await pilot.pause(0.2)
+        assert plan_screen(pilot).history.now == LLAMA.change("batch_size", 8)
 
     drive(script)
 

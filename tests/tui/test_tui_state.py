@@ -65,7 +65,7 @@ def test_steps_of_numbers_and_words() -> None:
     assert optim is not None
     assert [batch.step(3, 1), batch.step(3, -1), batch.step(1, -1), batch.step(1024, 1)] == [4, 2, 1, 1024]
     assert [batch.step(3, 1, fine=True), batch.step(1, -1, fine=True)] == [4, 1]
-    assert optim.step(list(Optim)[-1], 1) is list(Optim)[0]
+    assert optim.step(list(Optim)[-1], 1) is next(iter(Optim))
     assert {knob.name for knob in KNOBS} <= set(LLAMA.setup(CONFIG).to_dict())
 
 

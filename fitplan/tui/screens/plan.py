@@ -196,9 +196,14 @@ class PlanScreen(Screen[None]):
 
     # --- what the panels say ------------------------------------------------------------------------------------------
 
-    def on_settings_panel_changed(self, message: SettingsPanel.Changed) -> None:
-        """A setting was changed."""
-        self.ask(self.history.now.change(message.name, message.value))
+    def on_settings_panel_stepped(self, message: SettingsPanel.Stepped) -> None:
+        """A setting goes to its next value."""
+        knob = message.knob
+        if self.view is not None and knob.applies(self.view.setup):
+            now = getattr(self.view.setup, knob.name)
+            value = knob.step(now, message.by, message.fine)
+            if value != now:
+                self.ask(self.history.now.change(knob.name, value))
 
     def on_settings_panel_asked(self, message: SettingsPanel.Asked) -> None:
         """A value is to be picked."""

@@ -1,6 +1,6 @@
 """The settings: a row for each, changed with the arrow keys, by typing or with the mouse."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
@@ -8,7 +8,7 @@ from textual.content import Content
 from textual.message import Message
 from textual.reactive import reactive
 
-from fitplan.tui.knobs import KNOBS, knob_of
+from fitplan.tui.knobs import KNOBS, Knob, knob_of
 from fitplan.tui.look import QUIET, lines, shortened, wrapped
 from fitplan.tui.view import View
 from fitplan.tui.widgets.panel import Panel
@@ -38,13 +38,12 @@ class SettingsPanel(Panel, can_focus=True):
     ]
     row: reactive[int] = reactive(2)
 
-    class Changed(Message):
-        """A setting was given another value."""
+    class Stepped(Message):
+        """A setting goes to its next value; from which one the screen knows, as keys may come faster than answers."""
 
-        def __init__(self, name: str, value: Any) -> None:
+        def __init__(self, knob: Knob, by: int, fine: bool) -> None:
             super().__init__()
-            self.name = name
-            self.value = value
+            self.knob, self.by, self.fine = knob, by, fine
 
     class Asked(Message):
         """A value is to be picked."""
@@ -106,10 +105,7 @@ class SettingsPanel(Panel, can_focus=True):
         if knob is None:
             self.post_message(self.Asked(name))
         elif knob.applies(view.setup):
-            now = getattr(view.setup, name)
-            value = knob.step(now, by, fine)
-            if value != now:
-                self.post_message(self.Changed(name, value))
+            self.post_message(self.Stepped(knob, by, fine))
 
     def action_pick(self) -> None:
         """Ask for a value of the row."""
