@@ -1,5 +1,6 @@
 """The app: its screens, its themes."""
 
+import gc
 import os
 from pathlib import Path
 from typing import ClassVar
@@ -49,6 +50,11 @@ class FitplanApp(App[None]):
     def get_default_screen(self) -> Screen[None]:
         """The first question."""
         return self._first
+
+    def on_ready(self) -> None:
+        """What lives as long as the app is not looked through for garbage while a key waits for its answer."""
+        if not self.is_headless:
+            gc.freeze()
 
     def action_turn_theme(self) -> None:
         """From dark to light and back."""

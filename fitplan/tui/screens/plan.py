@@ -57,7 +57,7 @@ class PlanScreen(Screen[None]):
         Binding("u", "undo", "Undo"),
         Binding("r,ctrl+r", "redo", "Redo", show=False),
         Binding("c", "compare", "Compare"),
-        Binding("h", "hold", "Hold", show=False),
+        Binding("h", "hold", "Hold"),
         Binding("y", "take('command')", "Copy"),
         Binding("Y", "take('call')", "Copy as Python", show=False),
         Binding("t", "app.turn_theme", "Theme"),

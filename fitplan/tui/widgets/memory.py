@@ -54,6 +54,6 @@ def _facts(plan: Plan) -> list[Content]:
     if plan.setup.method is Method.QLORA:
         share = unquantised_share(plan.parameters)
         loud = share > LOUD_SHARE
-        text = f"{'! ' if loud else ''}not quantised: {100 * share:.1f} % of the parameters"
+        text = f"{'! ' if loud else ''}not quantised: {100 * share:.1f} % of parameters"
         rows.append(Content.styled(text, "bold $error" if loud else QUIET))
     return rows
