@@ -182,7 +182,7 @@ def shortened(text: str, room: int) -> str:
 
 def wrapped(text: str, width: int, style: str = QUIET) -> list[Content]:
     """A text in as many lines as it takes."""
-    return [Content.styled(line, style) for line in textwrap.wrap(text, width)]
+    return [Content.styled(line, style) for line in textwrap.wrap(text, max(1, width))]
 
 
 def lines(parts: Iterable[Content]) -> Content:

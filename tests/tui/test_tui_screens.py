@@ -102,6 +102,17 @@ def _luminance(colour: Any) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
+@pytest.mark.parametrize("name", ["fits", "map", "compare", "models", "help"])
+def test_a_tiny_terminal_breaks_nothing(name: str) -> None:
+    async def watch(pilot: Pilot[None]) -> None:
+        for width, height in ((60, 15), (20, 5), (2, 2), (1, 1), SIZES[0]):
+            await pilot.resize_terminal(width, height)
+            await pilot.pause()
+        assert text(pilot) + "\n" == (Path(__file__).parent / "screens" / f"{name}-80x24.txt").read_text("utf-8")
+
+    _watched(name, watch)
+
+
 @pytest.mark.parametrize("name", SCREENS)
 def test_both_themes_show_the_same_and_everything_can_be_read(name: str) -> None:
     async def watch(pilot: Pilot[None]) -> None:

@@ -17,8 +17,8 @@ from fitplan.tui.look import QUIET, bar, device_bytes_of, device_parts, lines, s
 from fitplan.tui.view import Stage, View
 from fitplan.units import count, gib
 
-_LABEL, _LEAST, _MOST = 18, 19, 26
-_ANSWER = ["", "needs", "of", "left", "on one scale"]
+_LABEL, _LEAST, _MOST = 18, 19, 44
+_ANSWER = ["", "needs", "usable", "left", "on one scale"]
 _FACTS = ["peak", "trains", "adapter on disk"]
 
 
