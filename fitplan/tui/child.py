@@ -40,14 +40,7 @@ async def ask(arguments: Sequence[str], progress: Callable[[str], None]) -> Any:
         ChildFailed: it ended without an answer.
 
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "fitplan", *arguments, "--json",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, PROGRESS_LINES: "lines"},
-        limit=LONGEST_LINE,
-    )  # fmt: skip
+    process = await _started(arguments)
     _be_nice(process.pid)
     try:
         assert process.stdout is not None
@@ -61,7 +54,24 @@ async def ask(arguments: Sequence[str], progress: Callable[[str], None]) -> Any:
             await process.wait()
     if code not in ANSWERED:
         raise ChildFailed(complaint or f"fitplan {arguments[0]} ended with code {code}")
-    return json.loads(answer)
+    try:
+        return json.loads(answer)
+    except ValueError as error:
+        raise ChildFailed(f"fitplan {arguments[0]} answered with what is no JSON document") from error
+
+
+async def _started(arguments: Sequence[str]) -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "fitplan", *arguments, "--json",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, PROGRESS_LINES: "lines"},
+            limit=LONGEST_LINE,
+        )  # fmt: skip
+    except OSError as error:
+        raise ChildFailed(f"another process cannot be started: {error.strerror or error}") from error
 
 
 def _be_nice(pid: int) -> None:

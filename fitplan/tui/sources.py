@@ -48,7 +48,7 @@ def _detected(gpu: Target) -> Choice | None:
         device = to_device(gpu)
     except FitplanError:
         return None
-    return Choice(("gpu", gpu.place), f"{gpu.place}: {device.name}", f"{gib(device.usable_bytes):>10} free now")
+    return Choice(("gpu", gpu.place), f"{gpu.place}: {device.name}", f"{gib(device.usable_bytes):>10} free")
 
 
 def _size(text: str) -> int | None:

@@ -137,7 +137,7 @@ def test_without_colour_every_verdict_is_told(name: str, fit: Fit, monkeypatch: 
     monkeypatch.setenv("NO_COLOR", "1")
 
     async def watch(pilot: Pilot[None]) -> None:
-        assert pilot.app.native_ansi_color  # so that no colour is sent at all, not even grey
+        assert pilot.app.ansi_color  # so that no colour is sent at all, not even grey
         assert f"{SIGNS[fit].mark} {SIGNS[fit].word.upper()}" in text(pilot)
 
     _watched(name, watch)
