@@ -117,7 +117,7 @@ class PlanScreen(Screen[None]):
         view = view_of(self._answers, self.history.now, self.view)
         self._show(view, advice_too=view.plan is None)
         if view.stage is not Stage.FAILED:
-            self.run_worker(partial(self._complete, view), group="answer", exclusive=True)
+            self.run_worker(lambda: self._complete(view), group="answer", exclusive=True)
         else:
             self.workers.cancel_group(self, "answer")
 
