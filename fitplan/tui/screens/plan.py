@@ -7,6 +7,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, ClassVar
 
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
@@ -117,10 +118,11 @@ class PlanScreen(Screen[None]):
         view = view_of(self._answers, self.history.now, self.view)
         self._show(view, advice_too=view.plan is None)
         if view.stage is not Stage.FAILED:
-            self.run_worker(lambda: self._complete(view), group="answer", exclusive=True)
+            self._complete(view)
         else:
             self.workers.cancel_group(self, "answer")
 
+    @work(group="answer", exclusive=True)
     async def _complete(self, view: View) -> None:
         """What takes longer: a trace where nothing is known, then advice and map. Another question cancels it."""
         await asyncio.sleep(PAUSE)
