@@ -23,6 +23,9 @@ test-wheel: .venv/dev ## build the wheel, and answer from it without torch
 footprints: .venv/dev ## trace all shipped models anew; takes hours
 	.venv/bin/fitplan profile all --out profiles/models
 
+pictures: .venv/dev ## draw the terminal app for the README
+	.venv/bin/python docs/pictures.py
+
 lint: .venv/dev ## formatting, style, types, direction of the imports
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
@@ -49,4 +52,4 @@ clean: ## remove the environments
 	.venv-oldest/bin/pip install -q -c constraints/oldest.txt -e '.[torch]' pytest pytest-xdist
 	touch $@
 
-.PHONY: help demo test test-oldest test-wheel footprints lint check clean
+.PHONY: help demo test test-oldest test-wheel footprints pictures lint check clean

@@ -16,6 +16,7 @@ logging.disable(logging.WARNING)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--installed", help="an environment in which the wheel is installed without torch")
+    parser.addoption("--update-screens", action="store_true", help="take the terminal app's screens as they are now")
     parser.addoption("--wheel", help="the folder of the wheel")
 
 

@@ -146,6 +146,32 @@ def report(
     return _exit_code(dossier.check)
 
 
+def tui(model: str | None, gpu: str | None, vram: str | None, **settings: Any) -> int:
+    """``fitplan tui``."""
+    from fitplan.errors import InputError, MissingDependency
+
+    if not at_terminal():
+        raise InputError("the terminal app needs a terminal; fitplan check answers without one")
+    if not has_textual():
+        raise MissingDependency("the terminal app needs textual, which is not installed; pip install 'fitplan[tui]'")
+    from fitplan.tui.start import run
+
+    run(model, gpu, vram, given(settings))
+    return EXIT_FITS
+
+
+def at_terminal() -> bool:
+    """Whether a person types and reads."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def has_textual() -> bool:
+    """Whether the terminal app can run."""
+    from importlib.util import find_spec
+
+    return find_spec("textual") is not None
+
+
 def gpus(as_json: bool) -> int:
     """``fitplan gpus``."""
     from fitplan.devices.detect import detect

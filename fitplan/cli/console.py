@@ -1,7 +1,10 @@
 """What is said on the terminal beside the answer: complaints and narration, all on stderr."""
 
+import os
 import sys
 from typing import Any
+
+from fitplan.tui import PROGRESS_LINES
 
 EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_NO_GPU, EXIT_MISSED, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -13,7 +16,7 @@ def complain(message: str) -> None:
 
 
 class Narration:
-    """A spinner on stderr that says what is being done; silent where stderr is no terminal."""
+    """A spinner on stderr that says what is being done; silent where stderr is no terminal, unless lines are wanted."""
 
     def __enter__(self) -> Any:
         from rich.console import Console
@@ -25,7 +28,9 @@ class Narration:
         return self._say
 
     def _say(self, what: str) -> None:
-        if self._status is not None:
+        if os.environ.get(PROGRESS_LINES) == "lines":
+            print(f"fitplan: {what}", file=sys.stderr, flush=True)
+        elif self._status is not None:
             self._status.update(what)
 
     def __exit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from fitplan.cli.commands import at_terminal, has_textual
 from fitplan.cli.console import EXIT_BAD_INPUT, EXIT_FITS, EXIT_INTERRUPTED, EXIT_MISSED, EXIT_NO_GPU, complain
 from fitplan.cli.parser import make_parser
 from fitplan.errors import FitplanError, NoUsableGpu, ValidationFailed
@@ -18,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = vars(parser.parse_args(arguments))
     run = options.pop("run", None)
+    if run is None and at_terminal() and has_textual():
+        options = vars(parser.parse_args(["tui"]))
+        run = options.pop("run")
     if run is None:
         complain("no command is given; see fitplan --help")
         return EXIT_BAD_INPUT

@@ -55,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_settings(command, method="qlora")
     _add_report(add)
     add_validate(add, _add_settings)
+    _add_tui(add)
     _add_gpus(add)
     _add_models(add)
     _add_profile(add)
@@ -129,6 +130,19 @@ def _add_report(add: Add) -> None:
     _add_settings(report)
 
 
+def _add_tui(add: Add) -> None:
+    app = _command(
+        add,
+        "tui",
+        commands.tui,
+        "the terminal app: change model, GPU and setup, and see what fits; fitplan alone starts it too",
+        "examples:\n  fitplan tui\n  fitplan tui llama-70b --gpu H100 --method qlora --seq-len 4096",
+    )
+    app.add_argument("model", metavar="MODEL", nargs="?", help="as in fitplan check; chosen in the app if left out")
+    _add_device(app)
+    _add_settings(app, method="qlora")
+
+
 def _add_gpus(add: Add) -> None:
     gpus = _command(
         add,
@@ -166,6 +180,10 @@ def _add_profile(add: Add) -> None:
 
 def _add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="an alias (llama-70b), a hub id, a folder or a config.json")
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
     device = parser.add_mutually_exclusive_group()
     device.add_argument(
         "--gpu",

@@ -1,0 +1,192 @@
+"""What is known about a question without a trace, so at once: through the library, never around it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fitplan import api
+from fitplan.advice import Advice, Proposal, advise_on
+from fitplan.devices.detect import means_this_machine
+from fitplan.devices.device import Device, known_devices
+from fitplan.estimator import find_stored, known_estimate
+from fitplan.fitmap import FitMap
+from fitplan.footprint.recipe import shape_of
+from fitplan.memory import MemoryEstimate
+from fitplan.models.catalog import spellings
+from fitplan.models.resolve import ModelConfig, resolve_model
+from fitplan.plan import CheckReport
+from fitplan.report.terminal import told_steps
+from fitplan.setup import TrainingSetup
+from fitplan.tui.state import Question
+
+
+class Superseded(Exception):
+    """Another question was asked meanwhile: nobody waits for this answer any more."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Something that the advice proposes.
+
+    Attributes:
+        title: what is done.
+        note: what it costs, or what it is good for.
+        question: what is asked once it is taken.
+        proposal: its estimate and verdict; ``None`` for another device.
+
+    """
+
+    title: str
+    note: str
+    question: Question
+    proposal: Proposal | None
+
+
+class Answers:
+    """The library, with what is costly remembered."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, ModelConfig] = {}
+        self._devices: dict[tuple[str | None, str | None], Device] = {}
+        self._reports: dict[Question, CheckReport] = {}
+
+    def forget_devices(self) -> None:
+        """What is free on the GPUs of this machine may have changed."""
+        here = [key for key in self._devices if key[0] is not None and means_this_machine(key[0])]
+        for key in here:
+            del self._devices[key]
+        self._reports = {q: report for q, report in self._reports.items() if (q.gpu, q.vram) not in here}
+
+    def model(self, question: Question) -> ModelConfig | None:
+        """The model's config; ``None`` for one of the hub that was not :meth:`fetched` yet.
+
+        Raises:
+            InputError: nothing is known under that name.
+
+        """
+        name = question.model
+        if name not in self._models:
+            if means_the_hub(name):
+                return None
+            self._models[name] = resolve_model(name)
+        return self._models[name]
+
+    def fetched(self, question: Question) -> None:
+        """Read the config of a model of the hub, which may ask the network.
+
+        Raises:
+            InputError: nothing is known under that name.
+
+        """
+        self._models[question.model] = resolve_model(question.model)
+
+    def device(self, question: Question) -> Device:
+        """The device of a question, as it was when it was first asked about.
+
+        Raises:
+            InputError: there is none of that name.
+
+        """
+        key = (question.gpu, question.vram)
+        if key not in self._devices:
+            device = api.device_named(*key)
+            assert device is not None, "a question names a device"
+            self._devices[key] = device
+        return self._devices[key]
+
+    def report(self, question: Question) -> CheckReport | None:
+        """The answer; ``None`` where it takes a trace.
+
+        Raises:
+            InputError: the question makes no sense.
+
+        """
+        if question not in self._reports:
+            model = self.model(question)
+            if model is None:
+                return None
+            device, setup = self.device(question), question.setup(model)
+            shape = shape_of(setup)
+            if find_stored(model, setup, device.capability, lambda s: s.piece(shape) is not None) is None:
+                return None
+            self._reports[question] = api.check(question.model, gpu=device, **setup.to_dict())
+        return self._reports[question]
+
+    def fit_map(self, question: Question) -> FitMap | None:
+        """The map around a question; ``None`` where it takes traces."""
+        model = self.model(question)
+        if model is None:
+            return None
+        device, setup = self.device(question), question.setup(model)
+        whole = find_stored(
+            model, setup, device.capability, lambda s: any(not p.region.is_point for p in s.footprint.pieces)
+        )
+        return None if whole is None else api.fit_map(question.model, gpu=device, **setup.to_dict())
+
+    def advice(self, question: Question, wanted: Callable[[], bool] = lambda: True) -> Advice | None:
+        """What could be changed, as far as that is known without a trace; in the app everything may be.
+
+        Raises:
+            Superseded: it is not ``wanted`` any more.
+
+        """
+        model, report = self.model(question), self.report(question)
+        if model is None or report is None:
+            return None
+        device, asked = self.device(question), report.plans[0]
+
+        def evaluate(setup: TrainingSetup) -> MemoryEstimate | None:
+            if not wanted():
+                raise Superseded
+            return asked.estimate if setup == asked.setup else known_estimate(model, setup, device.capability)
+
+        return advise_on(asked.setup, frozenset(), evaluate, device, known_devices())
+
+    def offers(self, question: Question, advice: Advice) -> tuple[Offer, ...]:
+        """The advice as things to take, the most useful first."""
+        found = []
+        if advice.fix is not None and advice.fix.steps:
+            found.append(_offer(question, advice, advice.fix, f"make it fit: {_told(advice.fix)}", _prices(advice.fix)))
+        found += [
+            _offer(question, advice, lever, lever.steps[0].name, lever.steps[0].price)
+            for lever in advice.levers
+            if advice.fix is None or lever.setup != advice.fix.setup
+        ]
+        known = {advice.asked.setup, *(offer.proposal.setup for offer in found if offer.proposal)}
+        if advice.best is not None and advice.best.setup not in known:
+            changed = _difference(advice.asked.setup, advice.best.setup)
+            found.append(_offer(question, advice, advice.best, f"the most this GPU can train: {changed}", ""))
+        if advice.device is not None and advice.device != self.device(question):
+            title = f"the smallest GPU for it as it is: {advice.device.name}"
+            found.append(Offer(title, "", question.on(gpu=advice.device.name), None))
+        return tuple(found)
+
+
+def means_the_hub(name: str) -> bool:
+    """Whether ``name`` can only be an id of the hub: no shipped model, no path."""
+    is_path = name.startswith((".", "/", "~")) or name.endswith(".json")
+    if name.lower() in spellings() or name.count("/") != 1 or is_path:
+        return False
+    try:
+        return not Path(name).exists()
+    except (OSError, ValueError):
+        return True
+
+
+def _offer(question: Question, advice: Advice, proposal: Proposal, title: str, note: str) -> Offer:
+    return Offer(title, note, question.changed_to(proposal.setup, advice.asked.setup), proposal)
+
+
+def _told(proposal: Proposal) -> str:
+    return "; ".join(step for step, _ in told_steps(proposal))
+
+
+def _prices(proposal: Proposal) -> str:
+    return "; ".join(price for _, price in told_steps(proposal))
+
+
+def _difference(now: TrainingSetup, then: TrainingSetup) -> str:
+    """What is another, without the settings that come with another method."""
+    before = now.to_dict()
+    changed = {n: v for n, v in then.to_dict().items() if v != before[n] and None not in (v, before[n])}
+    return ", ".join(f"{name} {value}" for name, value in changed.items())

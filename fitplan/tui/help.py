@@ -1,0 +1,86 @@
+"""What the help says, screen by screen."""
+
+from fitplan.tui.look import EDGE, FREE, SIGNS, TAKEN
+from fitplan.tui.screens.dialogs import Keys
+from fitplan.tui.widgets.fitmap import ASKED, CURSOR, NEAR
+from fitplan.verdict import Fit
+
+_SIGNS: Keys = (
+    (SIGNS[Fit.FITS].mark, "fits, with what the estimate may be off"),
+    (SIGNS[Fit.TIGHT].mark, "tight: what is left is less than that"),
+    (SIGNS[Fit.DOES_NOT_FIT].mark, "does not fit"),
+)
+_BAR: Keys = (
+    (EDGE, "where the memory that a job can have ends"),
+    (FREE, "left"),
+    (TAKEN, "taken: by the driver, or by what else runs on the GPU now"),
+)
+
+PLAN_HELP: tuple[tuple[str, Keys], ...] = (
+    (
+        "Setup",
+        (
+            ("↑ ↓", "choose a row"),
+            ("← →", "change it: the next value, twice or half the number"),
+            ("Shift ← →", "change a number in small steps"),
+            ("Enter", "choose from a list, or type any value"),
+            ("m  g", "choose the model, the GPU"),
+            ("u  r", "undo a change, redo it"),
+        ),
+    ),
+    (
+        "Panels",
+        (
+            ("1 2 3 4", "memory, moments, advice, map; Tab goes round"),
+            ("Enter", "in the advice: make that change"),
+            ("↑ ↓ ← → Enter", "in the map: go to a point, ask about it"),
+            (f"{ASKED} {NEAR} {CURSOR}", "in the map: asked, nearest to it, cursor"),
+        ),
+    ),
+    (
+        "Beside each other",
+        (
+            ("c", "compare: methods, GPUs, or held setups"),
+            ("h", "hold this setup, to compare others with it"),
+        ),
+    ),
+    (
+        "Take it away",
+        (
+            ("y", "copy the command line that gives this answer"),
+            ("Y", "copy the Python call"),
+        ),
+    ),
+    (
+        "App",
+        (
+            ("t", "light or dark"),
+            ("q", "quit"),
+        ),
+    ),
+    ("Verdicts", _SIGNS),
+    ("Bars", _BAR),
+    (
+        "Where the numbers come from",
+        (
+            ("shipped", "from the formula of the step that ships with fitplan"),
+            ("cache", "from what was traced on this machine before"),
+            ("… tracing", "the real step is run without memory, in another process"),
+        ),
+    ),
+)
+
+COMPARE_HELP: tuple[tuple[str, Keys], ...] = (
+    (
+        "Compare",
+        (
+            ("1 2 3", "the methods, the GPUs, the held setups; Tab goes round"),
+            ("← →", "choose a column"),
+            ("Enter", "ask about it"),
+            ("Delete", "let a held setup go"),
+            ("Esc", "back"),
+        ),
+    ),
+    ("Verdicts", _SIGNS),
+    ("Bars", (*_BAR, ("", "all on one scale"))),
+)

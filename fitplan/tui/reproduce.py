@@ -1,0 +1,60 @@
+"""The command line and the Python call that give the same answer as the screen."""
+
+import shlex
+from typing import Any
+
+from fitplan.models.resolve import ModelConfig
+from fitplan.setup import TrainingSetup
+from fitplan.tui.state import Question
+
+
+def command_line(question: Question, model: ModelConfig | None, command: str = "check") -> str:
+    """``fitplan check MODEL ...``, without what is the default anyway."""
+    return shlex.join(["fitplan", *arguments(question, model, command)])
+
+
+def arguments(question: Question, model: ModelConfig | None, command: str) -> list[str]:
+    """What follows ``fitplan`` on the command line."""
+    words = [command, question.model]
+    for name, value in _device(question).items():
+        words += [f"--{name}", value]
+    for name, value in fewest_settings(question, model).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", ",".join(value) if isinstance(value, tuple) else str(value)]
+    return words
+
+
+def python_call(question: Question, model: ModelConfig | None) -> str:
+    """``fitplan.check(...)``, as a program that can be run."""
+    given = {**_device(question), **fewest_settings(question, model)}
+    shown = "".join(f",\n    {name}={_literal(value)}" for name, value in given.items())
+    return f"import fitplan\n\nreport = fitplan.check(\n    {question.model!r}{shown},\n)"
+
+
+def fewest_settings(question: Question, model: ModelConfig | None) -> dict[str, Any]:
+    """The method, and of the chosen settings those without which the setup would be another."""
+    settings = question.chosen()
+    if model is not None:
+        whole = question.setup(model)
+        for name in [name for name in settings if name != "method"]:
+            fewer = {n: v for n, v in settings.items() if n != name}
+            if _resolved(fewer, question, model) == whole:
+                settings = fewer
+    return {"method": settings.pop("method"), **settings}
+
+
+def _resolved(settings: dict[str, Any], question: Question, model: ModelConfig) -> TrainingSetup:
+    plain = Question(question.model, question.gpu, question.vram, question.method, tuple(settings.items()))
+    return plain.setup(model)
+
+
+def _device(question: Question) -> dict[str, str]:
+    named = {"gpu": question.gpu, "vram": question.vram}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _literal(value: Any) -> str:
+    return repr(str(value)) if isinstance(value, str) else repr(value)

@@ -1,0 +1,121 @@
+"""Answers that never change, so that pictures of the screens change only when the screens do."""
+
+from collections.abc import Callable
+
+from fitplan.advice import Advice, Proposal, Step
+from fitplan.audit import ParameterGroup
+from fitplan.devices.context import Context
+from fitplan.devices.device import Device
+from fitplan.errors import InputError
+from fitplan.fitmap import Cell, FitMap
+from fitplan.memory import MemoryEstimate, MemoryMoment
+from fitplan.models.resolve import ModelConfig
+from fitplan.plan import CheckReport, Plan
+from fitplan.setup import Attention, Task, TrainingSetup
+from fitplan.trace.events import Category
+from fitplan.tui.answers import Answers
+from fitplan.tui.state import Question
+from fitplan.units import GIB
+from fitplan.verdict import DeviceMemory, Fit, Verdict
+
+CONTEXT = GIB // 2
+MODEL = ModelConfig("canned-8b", "shipped", {"model_type": "llama", "max_position_embeddings": 131_072})
+GPU = Device("Canned 24GB", 24 * GIB, 23 * GIB, (8, 9), "made up")
+VERSIONS = {"torch": "2.13.0"}
+UNKNOWN, BAD = "owner/unknown", "bad"
+"""Models of which nothing is known without a trace, and nothing at all."""
+
+
+def _moment(name: str, *gibs: float) -> MemoryMoment:
+    return MemoryMoment(name, {c: round(size * GIB) for c, size in zip(Category, gibs, strict=True)})
+
+
+def estimate(setup: TrainingSetup) -> MemoryEstimate:
+    """Weights by method, activations and logits by tokens."""
+    weights = {"full": 15.0, "lora": 15.0, "qlora": 7.0}[setup.method]
+    adapters = 0.0 if setup.method == "full" else 0.1
+    gradients = 15.0 if setup.method == "full" else 0.1
+    states = 2 * gradients
+    tokens = setup.batch_size * setup.seq_len / 2048
+    peak = _moment("backward of the loss", weights, adapters, gradients, states, tokens, 2 * tokens, 0.001, 0.02)
+    moments = (
+        _moment("loading the model", weights, 0, 0, 0, 0, 0, 0.2, 0),
+        _moment("forward of layer 31", weights, adapters, 0, states, tokens, 0, 0.4, 0.02),
+        peak,
+        _moment("recompute of layer 31", weights, adapters, gradients, states, 1.4 * tokens, 0, 0.05, 0.02),
+        _moment("optimizer step", weights, adapters, gradients, states, 0, 0, 0.001, 0.02),
+    )
+    return MemoryEstimate(peak, moments, 3)
+
+
+def verdict(found: MemoryEstimate) -> Verdict:
+    """Tight within one GiB."""
+    slack = GPU.usable_bytes - found.peak_allocated_bytes - CONTEXT
+    fit = Fit.DOES_NOT_FIT if slack < 0 else Fit.TIGHT if slack < GIB else Fit.FITS
+    reason = "what is left is less than what allocator and context may add" if fit is Fit.TIGHT else "as counted"
+    context = Context(CONTEXT, GIB, "Canned 24GB", "canned")
+    return Verdict(fit, slack, DeviceMemory(found.peak_allocated_bytes, 0, 0, context, 0, GIB), reason)
+
+
+class Canned(Answers):
+    """Answers without the library."""
+
+    def model(self, question: Question) -> ModelConfig | None:
+        if question.model == BAD:
+            raise InputError("no model is known as 'bad'; give a hub id (owner/name), a folder or a config.json")
+        return None if question.model == UNKNOWN else MODEL
+
+    def device(self, question: Question) -> Device:
+        return GPU
+
+    def report(self, question: Question) -> CheckReport | None:
+        if self.model(question) is None:
+            return None
+        setup = question.setup(MODEL).with_(attn=Attention.SDPA, task=Task.CAUSAL_LM)
+        groups = (
+            ParameterGroup("nf4", "quantised", False, False, 7 * 10**9, 4 * GIB, "model.layers.0.self_attn.q_proj"),
+            ParameterGroup("float32", "embedding", False, False, 10**9, 4 * GIB, "model.embed_tokens"),
+            ParameterGroup("float32", "adapter", True, True, 42 * 10**6, GIB // 6, "lora_A"),
+        )
+        found = estimate(setup)
+        judged = verdict(found)
+        plan = Plan(setup, found, judged.memory, groups, judged, "shipped", VERSIONS)
+        return CheckReport(MODEL, GPU, (plan,), VERSIONS)
+
+    def advice(self, question: Question, wanted: Callable[[], bool] = lambda: True) -> Advice | None:
+        report = self.report(question)
+        if report is None:
+            return None
+        plan = report.plans[0]
+        levers = []
+        for name, price, changes in (
+            ("8-bit AdamW", "close to 32-bit quality", {"optim": "adamw_8bit"}),
+            ("half the rank", "less capacity of the adapters", {"lora_r": 8}),
+            ("half the sequence length", "the model sees less context", {"seq_len": plan.setup.seq_len // 2}),
+        ):
+            if name != "half the rank" or plan.setup.lora_r:
+                levers.append(_proposal((Step(name, price, "", changes),), plan.setup.with_(**changes), plan.estimate))
+        asked = _proposal((), plan.setup, plan.estimate)
+        fix = asked if asked.verdict.fit is Fit.FITS else next((p for p in levers if p.verdict.fit is Fit.FITS), None)
+        return Advice(asked, fix, (), tuple(levers), None, Device("Canned 48GB", 48 * GIB, 48 * GIB, (8, 9), ""))
+
+    def fit_map(self, question: Question) -> FitMap | None:
+        report = self.report(question)
+        if report is None:
+            return None
+        setup = report.plans[0].setup
+        lengths, batches = (512, 1024, 2048, 4096, 8192), (1, 2, 4, 8, 16, 32, 64)
+        cells = tuple(tuple(_cell(setup, b, s) for b in batches) for s in lengths)
+        return FitMap(MODEL, setup, GPU, cells, dict.fromkeys(lengths, 3), dict.fromkeys(batches, 4096), "shipped")
+
+
+def _cell(setup: TrainingSetup, batch_size: int, seq_len: int) -> Cell:
+    if batch_size * seq_len > 2**17:
+        return Cell(batch_size, seq_len, None, None)
+    found = estimate(setup.with_(batch_size=batch_size, seq_len=seq_len))
+    return Cell(batch_size, seq_len, found.peak_allocated_bytes, verdict(found))
+
+
+def _proposal(steps: tuple[Step, ...], setup: TrainingSetup, before: MemoryEstimate) -> Proposal:
+    found = estimate(setup)
+    return Proposal(steps, setup, found, verdict(found), before.peak_allocated_bytes - found.peak_allocated_bytes)
