@@ -83,9 +83,10 @@ def ship(model: ModelConfig, folder: Path, progress: Callable[[str], None]) -> l
                     cheaper = setup.with_(optim=optim, gradient_checkpointing=False)
                     optimizers[key][optim] = _optimizer(model, cheaper, ranks, progress)
         footprints.append((recipe_of(setup), key, footprint))
+        # as far as it is now: tracing takes minutes, and may be interrupted
+        _write(path, shipped_document(installed_versions(), kernels_of(CAPABILITY), step, footprints, optimizers))
     if not footprints:
         raise ModelNotSupported(f"no setup of {model.name} has a formula: {'; '.join(left_out)}")
-    _write(path, shipped_document(installed_versions(), kernels_of(CAPABILITY), step, footprints, optimizers))
     return left_out
 
 
