@@ -517,16 +517,16 @@ def test_through_the_real_bindings(init: int, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("name", "which", "device"),
     [
-        ("one_h100", "0", Device("H100 80GB HBM3", 85_520_809_984, 85_045_018_624, (9, 0), "NVML, GPU 0, now")),
-        ("eight_h100", "0", Device("H100 80GB HBM3", 85_520_809_984, 6600 * MIB, (9, 0), "NVML, GPU 0, now")),
-        ("eight_h100", "7", Device("H100 80GB HBM3", 85_520_809_984, 84_632_141_824, (9, 0), "NVML, GPU 7, now")),
+        ("one_h100", "0", Device("H100 80GB HBM3", 85_520_809_984, 85_045_018_624, (9, 0), "NVML, GPU 0, now", is_here=True)),
+        ("eight_h100", "0", Device("H100 80GB HBM3", 85_520_809_984, 6600 * MIB, (9, 0), "NVML, GPU 0, now", is_here=True)),
+        ("eight_h100", "7", Device("H100 80GB HBM3", 85_520_809_984, 84_632_141_824, (9, 0), "NVML, GPU 7, now", is_here=True)),
         (
             "a100_mig", "0:1",
-            Device("A100-SXM4-40GB MIG 2g.10gb", 9728 * MIB, 9703 * MIB, (8, 0), "NVML, GPU 0 MIG slice 1, now"),
+            Device("A100-SXM4-40GB MIG 2g.10gb", 9728 * MIB, 9703 * MIB, (8, 0), "NVML, GPU 0 MIG slice 1, now", is_here=True),
         ),
-        ("wsl2", "0", Device("RTX 4070 Ti SUPER", 17_171_480_576, 1693 * MIB, (8, 9), "NVML, GPU 0, now")),
-        ("lost_gpu", "1", Device("RTX 3090", 25_446_842_368, 25_443_696_640, (8, 6), "NVML, GPU 1, now")),
-        ("desktop_4090", "0", Device("RTX 4090", 25_757_220_864, 24_746_065_920, (8, 9), "NVML, GPU 0, now")),
+        ("wsl2", "0", Device("RTX 4070 Ti SUPER", 17_171_480_576, 1693 * MIB, (8, 9), "NVML, GPU 0, now", is_here=True)),
+        ("lost_gpu", "1", Device("RTX 3090", 25_446_842_368, 25_443_696_640, (8, 6), "NVML, GPU 1, now", is_here=True)),
+        ("desktop_4090", "0", Device("RTX 4090", 25_757_220_864, 24_746_065_920, (8, 9), "NVML, GPU 0, now", is_here=True)),
     ],
 )  # fmt: skip
 def test_a_gpu_becomes_a_device(name: str, which: str, device: Device) -> None:
@@ -548,7 +548,7 @@ def test_a_capability_that_is_not_told_is_looked_up(name: str | None, expected: 
     gpu = DetectedGpu(3, State.OK, name=name, memory=Memory(7, 5, 0))
     device = to_device(gpu)
     assert (device.name, device.capability) == expected
-    assert (device.total_bytes, device.usable_bytes, device.source) == (7, 5, "NVML, GPU 3, now")
+    assert (device.total_bytes, device.usable_bytes, device.source) == (7, 5, "NVML, GPU 3, now", is_here=True)
     assert to_device(replace(gpu, capability=(12, 1))).capability == (12, 1)
 
 
@@ -556,7 +556,7 @@ def test_a_known_gpu_has_one_name() -> None:
     for device in known_devices():
         for brand in ("", "NVIDIA ", "NVIDIA GeForce "):
             gpu = DetectedGpu(0, State.OK, name=brand + device.name, memory=Memory(7, 5, 0))
-            assert to_device(gpu) == Device(device.name, 7, 5, device.capability, "NVML, GPU 0, now")
+            assert to_device(gpu) == Device(device.name, 7, 5, device.capability, "NVML, GPU 0, now", is_here=True)
 
 
 def test_a_gpu_that_cannot_be_used_is_no_device() -> None:
