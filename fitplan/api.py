@@ -1,6 +1,7 @@
 """Will this fine-tune fit? The way through the house, stage by stage."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -220,8 +221,21 @@ def validate(
         return validate_depths(config, setup, target, options, layers, progress)
     report = validate_job(shortened(config, layers[0]) if layers else config, setup, target, options, progress)
     if record:
-        write_record(report.to_dict())
+        keep(report)
     return report
+
+
+def keep(report: "ValidationReport") -> None:
+    """Write a report into the user's folder of records; a full disk does not cost the result.
+
+    Warns:
+        UserWarning: it cannot be written.
+
+    """
+    try:
+        write_record(report.to_dict())
+    except InputError as error:
+        warnings.warn(str(error), stacklevel=3)
 
 
 def device_named(gpu: str | Device | None, vram: str | int | None) -> Device | None:

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from fitplan.phase import Phase
-from fitplan.setup import MixedPrecision, TrainingSetup
+from fitplan.setup import TrainingSetup
 from fitplan.step.architecture import load_config, task_of
 from fitplan.step.batch import make_batch
 from fitplan.step.job import Place
@@ -18,6 +17,8 @@ from fitplan.step.run import train
 from fitplan.trace.events import Trace
 from fitplan.trace.recorder import Recorder
 from fitplan.trace.tracing import _fresh_process, trace_training
+from fitplan.validation.job import Job, Runner
+from fitplan.validation.loop import with_trainer
 
 CPU = Place("cpu", "cpu")
 
@@ -57,35 +58,19 @@ def our_run(settings: dict[str, Any], setup: TrainingSetup, steps: int = 2) -> R
     return _recorded(settings, setup, go)
 
 
-def trainer_run(settings: dict[str, Any], setup: TrainingSetup, folder: str, steps: int = 2) -> RealRun:
+def trainer_run(settings: dict[str, Any], setup: TrainingSetup, steps: int = 2) -> RealRun:
     """The step of ``transformers.Trainer``, with the same model and batches."""
 
     AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the precision of an earlier Trainer
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    job = Job(model=settings, setup=setup, device="cpu", runner=Runner.TRAINER, steps=steps)
 
     def go(model: Any, config: Any, recorder: Recorder, note: Any) -> None:
-        class Marks(TrainerCallback):
-            def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-                note(Phase.OPTIMIZER)
+        def observe(phase: Phase, owner: str = "", /) -> None:
+            if phase in (Phase.OPTIMIZER, Phase.ZERO_GRAD):
+                note(phase)
 
-            def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-                note(Phase.ZERO_GRAD)
-
-        rows = setup.batch_size * setup.gradient_accumulation_steps * steps
-        arguments = TrainingArguments(
-            output_dir=folder, use_cpu=True, report_to=[], max_steps=steps, optim=str(setup.optim),
-            bf16=setup.mixed_precision is MixedPrecision.BF16, per_device_train_batch_size=setup.batch_size,
-            gradient_accumulation_steps=setup.gradient_accumulation_steps, save_strategy="no",
-            gradient_checkpointing=setup.gradient_checkpointing, logging_strategy="no", disable_tqdm=True,
-            remove_unused_columns=False, dataloader_pin_memory=False,
-        )  # fmt: skip
-        Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=list(range(rows)),
-            data_collator=lambda rows: make_batch(config, task_of(config, setup), setup, "cpu"),
-            callbacks=[Marks()],
-        ).train()
+        with_trainer(job, model, config, CPU, observe)
 
     return _recorded(settings, setup, go)
 

@@ -89,7 +89,7 @@ SCALARS = 64
 
 
 @pytest.mark.parametrize(("family", "method"), CASES)
-def test_trace_real_run_and_trainer_agree(family: str, method: str, tmp_path: Any) -> None:
+def test_trace_real_run_and_trainer_agree(family: str, method: str) -> None:
     """The trace equals the real run event by event.
 
     The real run equals ``Trainer`` in the live bytes before and after each optimizer step, and in the peak.
@@ -102,7 +102,7 @@ def test_trace_real_run_and_trainer_agree(family: str, method: str, tmp_path: An
     assert len(trace) > 400
     assert first_difference(trace, _training_events(real.trace)) is None
 
-    trainer = trainer_run(settings, setup, str(tmp_path))
+    trainer = trainer_run(settings, setup)
     ahead = batch_bytes(settings, setup)
     assert [phase for phase, _ in real.live] == [phase for phase, _ in trainer.live]
     assert len(real.live) == 4

@@ -20,14 +20,17 @@ exit codes: 0 the prediction holds, 2 bad input, 3 no usable GPU here, 4 the run
 """
 
 
-def validate(model: str, vram: str | None, as_json: bool, out: str | None, **settings: Any) -> int:
+def validate(model: str, vram: str | None, as_json: bool, out: str | None, record: bool | None, **settings: Any) -> int:
     """``fitplan validate``."""
     from fitplan import api
     from fitplan.validation.depths import DepthReport
     from fitplan.validation.limit import LimitReport
+    from fitplan.validation.records import write_record
+    from fitplan.validation.report import ValidationReport
 
+    draw = _drawer(Path(out), settings["find_limit"]) if out is not None else None
     with Narration() as progress:
-        found = api.validate(model, vram=vram, progress=progress, **given(settings))
+        found = api.validate(model, vram=vram, record=False, progress=progress, **given(settings))
 
     def show(console: Any) -> None:
         from fitplan.report.validation import print_depths, print_limit, print_validation
@@ -39,14 +42,18 @@ def validate(model: str, vram: str | None, as_json: bool, out: str | None, **set
         else:
             print_validation(found, console)
 
-    if out is not None:
-        _draw(found, Path(out))
     answer_with(as_json, found.to_dict, show)
-    return EXIT_FITS if isinstance(found, LimitReport) or found.within else EXIT_MISSED
+    if draw is not None:
+        draw(found)
+    if record is not False and isinstance(found, ValidationReport):
+        write_record(found.to_dict())
+    return EXIT_FITS if found.within else EXIT_MISSED
 
 
-def _draw(found: Any, path: Path) -> None:
-    """Both timelines over each other, as a picture."""
+def _drawer(path: Path, find_limit: str | None) -> Callable[[Any], None]:
+    """Draws both timelines over each other into ``path``; what stands against it is told before the run."""
+    if find_limit is not None:
+        raise InputError("the search for a limit has no timeline; leave out or find_limit away")
     try:
         from fitplan.report.pictures import timelines_svg
     except ImportError as error:
@@ -55,7 +62,10 @@ def _draw(found: Any, path: Path) -> None:
         ) from error
     from fitplan.report.validation import timelines
 
-    path.write_text(timelines_svg(timelines(found)), encoding="utf-8")
+    def draw(found: Any) -> None:
+        path.write_text(timelines_svg(timelines(found)), encoding="utf-8")
+
+    return draw
 
 
 def add_validate(add: Callable[..., argparse.ArgumentParser], settings: Callable[..., None]) -> None:
@@ -93,11 +103,11 @@ def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"layers are whole numbers with a comma between, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"whole numbers with a comma between are wanted, not {text!r}") from None
 
 
 def _percent(text: str) -> float:
     try:
         return float(text.removesuffix("%"))
     except ValueError:
-        raise InputError(f"a tolerance is a number of percent, such as 2%, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"a number of percent such as 2% is wanted, not {text!r}") from None

@@ -62,6 +62,9 @@ class Nvml(Protocol):
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Handle:
         """The GPU of that index; NVML counts in the order of the PCI bus."""
 
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Handle:
+        """The GPU or the slice of that UUID."""
+
     def nvmlDeviceGetName(self, handle: Handle) -> str:
         """``"NVIDIA H100 80GB HBM3"``, of a slice ``"NVIDIA A100-SXM4-40GB MIG 3g.20gb"``."""
 

@@ -22,8 +22,9 @@ def print_validation(report: ValidationReport, console: Console) -> None:
     console.print(Text.assemble((report.model.name, "bold"), f"  on {measurement.device}"))
     console.print(f"{report.setup.method}, {describe(report.setup)}", style="dim")
     console.print()
-    console.print(_quantities(report))
-    console.print()
+    if report.quantities:
+        console.print(_quantities(report))
+        console.print()
     console.print(_phases(report.phases))
     if measurement.out_of_memory is not None:
         failed = measurement.out_of_memory
@@ -135,9 +136,12 @@ def _told(one: Difference) -> str:
 
 
 def _verdict(report: ValidationReport) -> Text:
+    if report.measurement.out_of_memory is not None:
+        outcome, style = ("as predicted", "bold green") if report.within else ("which was not predicted", "bold red")
+        return Text(f"the run ended out of memory, {outcome}", style=style)
     judged = report.judged
     if judged is None:
-        return Text("not comparable: the run did not come to its end", style="bold")
+        return Text("nothing was measured", style="bold")
     name = judged.name.removesuffix("_bytes").replace("_", " ")
     how = "within" if report.within else "beyond"
     style = "bold green" if report.within else "bold red"

@@ -1,11 +1,15 @@
-"""The process that runs a job: ``python -m fitplan.validation.child`` with the job as JSON on stdin.
+"""The process that runs a job: ``python -m fitplan.validation.child`` with the job as one line of JSON on stdin.
+
+It leaves when stdin is closed, as it is when the process that started it ends, whatever way.
 
 On stdout goes one JSON object a line: ``{"phase": …}`` for each phase that is over, and at the end ``{"done": …}``,
 ``{"out_of_memory": …}`` or ``{"error": …}``.
 """
 
 import json
+import os
 import sys
+import threading
 from typing import Any
 
 from fitplan.errors import FitplanError
@@ -20,7 +24,8 @@ def main() -> int:
     def say(**what: Any) -> None:
         print(json.dumps(what), file=channel, flush=True)
 
-    job = Job.from_dict(json.load(sys.stdin))
+    job = Job.from_dict(json.loads(sys.stdin.readline()))
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         with quiet(), needed_for("a validation run"):
             _run(job, say)
@@ -33,21 +38,30 @@ def main() -> int:
     return 0
 
 
+def _leave_with_parent() -> None:
+    while os.read(0, 1024):  # not through sys.stdin, whose lock would be held when Python ends
+        pass
+    os._exit(1)
+
+
 def _run(job: Job, say: Any) -> None:
     import torch
 
     from fitplan.step.job import Place
     from fitplan.validation.loop import run
     from fitplan.validation.meter import CpuMeter, CudaMeter, LimitReached, Meter, write_events
+    from fitplan.validation.process_memory import ProcessMemory, driver_versions
 
     def told(phase: PhaseMemory) -> None:
         say(phase=phase.to_dict())
 
     on_cpu = job.device == "cpu"
     device = torch.device(job.device)
-    meter: Meter = (
-        CpuMeter(told, job.limit_bytes) if on_cpu else CudaMeter(told, job.limit_bytes, device, job.events is not None)
-    )
+    meter: Meter
+    if on_cpu:
+        meter = CpuMeter(told, job.limit_bytes)
+    else:
+        meter = CudaMeter(told, job.limit_bytes, device, job.events is not None, ProcessMemory())
     name = "CPU" if on_cpu else torch.cuda.get_device_name(device)
     failed: Exception | None = None
     try:
@@ -63,7 +77,8 @@ def _run(job: Job, say: Any) -> None:
     if failed is not None:
         phase, step = meter.at
         say(out_of_memory={"phase": phase, "step": step, "message": " ".join(str(failed).split())[:300]})
-    say(done={"device": name, "versions": installed_versions()})
+    versions = installed_versions() | ({} if on_cpu else driver_versions())
+    say(done={"device": name, "versions": versions})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 from fitplan.allocator.caching import CachingAllocator
 from fitplan.allocator.settings import EXPANDABLE, PLAIN
 from fitplan.phase import Phase
-from fitplan.trace.events import Trace
-from fitplan.validation.job import Measurement, PhaseMemory
+from fitplan.trace.events import CUBLAS_CREATE, Trace
+from fitplan.validation.job import Measurement, OutOfMemory, PhaseMemory
 
 LATER = 1
 """Steps after the first are alike: they are compared as one."""
@@ -96,6 +96,13 @@ class Difference:
     measured_by: str
 
 
+def as_trainer_tells(predicted: Iterable[PhaseMemory]) -> tuple[PhaseMemory, ...]:
+    """The phases that ``Trainer`` tells apart: backward and clipping belong to forward."""
+    return tuple(
+        replace(one, phase=Phase.FORWARD) if one.phase in (Phase.BACKWARD, Phase.CLIP) else one for one in predicted
+    )
+
+
 def pairs(predicted: Iterable[PhaseMemory], measured: Iterable[PhaseMemory], *, all_in_first: bool) -> list[PhasePair]:
     """The phases that both know, side by side, in order of time; a trace does not know those without allocations.
 
@@ -121,7 +128,9 @@ def _by_place(phases: Iterable[PhaseMemory]) -> dict[tuple[str, int], PhaseMemor
 
 
 def quantities(predicted: Iterable[PhaseMemory], measurement: Measurement, context_bytes: int) -> list[Quantity]:
-    """Peaks of the whole run, as far as they were measured."""
+    """Peaks of the whole run, as far as they were measured; none of a run that did not come to its end."""
+    if measurement.out_of_memory is not None:
+        return []
     ours, theirs = tuple(predicted), measurement.phases
     found = []
     for name in ("requested_bytes", "allocated_bytes", "reserved_bytes"):
@@ -156,12 +165,15 @@ def measured_births(path: str) -> Iterator[_Birth]:
                 yield phase, step, size, who
 
 
-def comparable(births: Iterable[_Birth], *, all_in_first: bool) -> list[_Birth]:
-    """Those that two runs should agree in: of the first two steps, without scalars and without the batch.
+def comparable(
+    births: Iterable[_Birth], *, all_in_first: bool, on_cpu: bool, ended_in: OutOfMemory | None = None
+) -> list[_Birth]:
+    """Those that two runs should agree in: of the first two steps, up to the phase that one of them ended in.
 
-    The batch is made on the host, which on the CPU is the device. Loading and preparing differ between a GPU, the CPU
-    and the meta device in what the host does.
+    Scalars are left out, and on the CPU the batch: it is made on the host, which there is the device. Loading and
+    preparing differ between a GPU, the CPU and the meta device in what the host does.
     """
+    end = (LATER + 1, 0) if ended_in is None else (ended_in.step, _place(ended_in.phase))
     return [
         (phase, step, size, who)
         for phase, step, size, who in births
@@ -169,11 +181,17 @@ def comparable(births: Iterable[_Birth], *, all_in_first: bool) -> list[_Birth]:
         and phase in _COMPARED
         and (all_in_first or step)
         and step <= LATER
-        and not who.startswith(("batch ", "labels of batch "))
+        and (step, _place(phase)) < end
+        and not (on_cpu and who.startswith(("batch ", "labels of batch ")))
     ]
 
 
 _COMPARED = (Phase.FORWARD, Phase.BACKWARD, Phase.CLIP, Phase.OPTIMIZER)
+_IN_ORDER = (Phase.LOAD, Phase.PREPARE, *_COMPARED, Phase.ZERO_GRAD)
+
+
+def _place(phase: str) -> int:
+    return _IN_ORDER.index(Phase(phase))
 
 
 def differences(predicted: Iterable[_Birth], measured: Iterable[_Birth]) -> list[Difference]:
@@ -199,8 +217,13 @@ def _counted(births: Iterable[_Birth]) -> tuple[Counter[tuple[str, int, int]], d
 
 
 def first_difference(predicted: Sequence[_Birth], measured: Sequence[_Birth]) -> Difference | None:
-    """Where the two runs part first, in order of time; ``None`` if they ask for the same sizes in the same order."""
-    for ours, theirs in zip_longest(predicted, measured):
+    """Where the two runs part first, in order of time; ``None`` if they ask for the same sizes in the same order.
+
+    Not counted are blocks as large as a workspace of cuBLAS, which comes with the first product, whichever that is.
+    """
+    workspaces = {size for _, _, size, who in predicted if who.endswith(CUBLAS_CREATE)}
+    of_ours, of_theirs = ([one for one in births if one[2] not in workspaces] for births in (predicted, measured))
+    for ours, theirs in zip_longest(of_ours, of_theirs):
         if ours is None or theirs is None or ours[:3] != theirs[:3]:
             phase, step, size, _ = theirs or ours
             return Difference(str(phase), step, size, int(theirs is None), int(theirs is not None),

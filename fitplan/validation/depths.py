@@ -1,6 +1,6 @@
 """Large models on small devices: two depths are run, and the line through them is drawn to the full one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,10 @@ def shortened(model: ModelConfig, layers: int) -> ModelConfig:
         InputError: the config names no number of layers, or fewer than that.
 
     """
+    text = model.settings.get("text_config")
+    if isinstance(text, Mapping):  # of a multimodal model the text part is trained
+        part = shortened(replace(model, settings=text), layers)
+        return replace(part, settings={**model.settings, "text_config": part.settings})
     named = {name: value for name in _DEPTHS if isinstance(value := model.settings.get(name), int)}
     if not named:
         raise InputError(f"the config of {model.name} names no number of layers; leave layers out")
@@ -106,13 +110,13 @@ def validate_depths(
     few, many = sorted(layers)
     if few == many:
         raise InputError(f"layers must be two different depths, not {few} twice")
+    full = _depth(model)
     shallow, deep = (
         validate_job(shortened(model, depth), setup, target, options, progress, watch) for depth in (few, many)
     )
     pair = shallow.judged, deep.judged
     if pair[0] is None or pair[1] is None:
         raise InputError("a run ended out of memory; choose fewer layers or a smaller job")
-    full = max(value for name in _DEPTHS if isinstance(value := model.settings.get(name), int))
     low, high = pair[0], pair[1]
     beyond, between = full - many, many - few
     slope = (high.measured - low.measured) / between
@@ -126,6 +130,15 @@ def validate_depths(
         round(high.measured + slope * beyond),
         round(abs(miss) * beyond),
     )
+
+
+def _depth(model: ModelConfig) -> int:
+    """The number of layers; of an encoder and a decoder, which a line is drawn through together, of each."""
+    settings = model.settings.get("text_config", model.settings)
+    named = {value for name in _DEPTHS if isinstance(value := settings.get(name), int)}
+    if len(named) != 1:
+        raise InputError(f"the stacks of {model.name} are not equally deep; give one depth")
+    return named.pop()
 
 
 def _predicted(model: ModelConfig, setup: TrainingSetup, target: Target, name: str, progress: Progress) -> int:

@@ -5,15 +5,11 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from fitplan.allocator.replay import replay
-from fitplan.allocator.settings import EXPANDABLE, PLAIN
-from fitplan.devices.context import context_on
 from fitplan.errors import InputError
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import TrainingSetup
+from fitplan.setup import MAX_STEP_TOKENS, MAX_TOKENS, TrainingSetup
 from fitplan.tracer import Progress, trace_job
-from fitplan.validation.comparison import predicted_phases
-from fitplan.validation.runner import Options, Target, validate_job
+from fitplan.validation.runner import Options, Target, runs_on_paper, validate_job
 
 SCHEMA = "fitplan.limit/1"
 
@@ -62,6 +58,11 @@ class LimitReport:
     measured: int
     trials: tuple[Trial, ...]
 
+    @property
+    def within(self) -> bool:
+        """A search has no tolerance: both edges are shown."""
+        return True
+
     def to_dict(self) -> dict[str, Any]:
         """The ``fitplan.limit/1`` document."""
         return {
@@ -94,7 +95,9 @@ def find_limit(
 
     def is_predicted_to_run(units: int) -> bool:
         progress(f"predicting {axis} {units * unit}")
-        return _runs_on_paper(model, at(units), target, options.limit_bytes, progress)
+        capability = target.gpu.capability if target.gpu else None
+        trace = trace_job(model, at(units), capability, progress).trace
+        return runs_on_paper(trace, setup, target, options.limit_bytes)
 
     trials: list[Trial] = []
     ran = setup
@@ -108,27 +111,23 @@ def find_limit(
         ran = report.setup if failed is None else ran
         return failed is None
 
-    predicted = _edge(is_predicted_to_run, 1)
-    measured = _edge(runs, max(1, predicted))
+    most = _most(model, setup, axis, unit)
+    predicted = _edge(is_predicted_to_run, 1, most)
+    measured = _edge(runs, max(1, predicted), most)
     return LimitReport(model, ran, axis, predicted * unit, measured * unit, tuple(trials))
 
 
-def _runs_on_paper(
-    model: ModelConfig, setup: TrainingSetup, target: Target, limit: int | None, progress: Progress
-) -> bool:
-    """Whether the allocator gets through the trace within the device's memory, or the limit."""
-    if target.gpu is None:
-        assert limit is not None, "checked by find_limit"
-        phases = predicted_phases(trace_job(model, setup, None, progress).trace, expandable=False)
-        return max(phase.requested_bytes for phase in phases) <= limit
-    room = limit if limit is not None else target.gpu.usable_bytes - context_on(target.gpu).bytes
-    trace = trace_job(model, setup, target.gpu.capability, progress).trace
-    return replay(trace, EXPANDABLE if setup.expandable_segments else PLAIN, room).out_of_memory is None
+def _most(model: ModelConfig, setup: TrainingSetup, axis: Axis, unit: int) -> int:
+    """Units that there is anything to try of: what the model has positions for, and what can be traced."""
+    other = setup.batch_size if axis is Axis.SEQ else setup.seq_len
+    tokens = min(MAX_TOKENS, MAX_STEP_TOKENS // setup.gradient_accumulation_steps)
+    positions = model.positions if axis is Axis.SEQ and model.positions else MOST * unit
+    return max(1, min(MOST, positions // unit, tokens // (other * unit)))
 
 
-def _edge(runs: Callable[[int], bool], guess: int) -> int:
-    """The largest number from 1 to :data:`MOST` that ``runs``, 0 if there is none; looked for from ``guess`` on."""
-    low, high, at, stride = 0, MOST + 1, guess, 1
+def _edge(runs: Callable[[int], bool], guess: int, most: int) -> int:
+    """The largest number from 1 to ``most`` that ``runs``, 0 if there is none; looked for from ``guess`` on."""
+    low, high, at, stride = 0, most + 1, guess, 1
     while low < at < high:
         if runs(at):
             low, at = at, at + stride

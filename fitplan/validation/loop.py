@@ -12,7 +12,7 @@ from fitplan.phase import Phase
 from fitplan.setup import MixedPrecision
 from fitplan.step.architecture import load_config, task_of
 from fitplan.step.batch import make_batch
-from fitplan.step.job import Place
+from fitplan.step.job import Observer, Place
 from fitplan.step.model import build_skeleton, load_model
 from fitplan.step.run import train
 from fitplan.validation.job import Job, Runner
@@ -29,28 +29,31 @@ def run(job: Job, place: Place, meter: Meter) -> None:
         if job.weights is not None:
             _fill(model, job.weights)
         meter.watch(model)
-        loop = _with_trainer if job.runner is Runner.TRAINER else _with_step
-        loop(job, model, config, place, meter)
+        loop = with_trainer if job.runner is Runner.TRAINER else _with_step
+        loop(job, model, config, place, meter.enter)
         meter.finish()
 
 
-def _with_step(job: Job, model: nn.Module, config: PretrainedConfig, place: Place, meter: Meter) -> None:
-    train(model, config, job.setup, place, meter.enter, steps=job.steps)
+def _with_step(job: Job, model: nn.Module, config: PretrainedConfig, place: Place, observe: Observer) -> None:
+    train(model, config, job.setup, place, observe, steps=job.steps)
 
 
-def _with_trainer(job: Job, model: nn.Module, config: PretrainedConfig, place: Place, meter: Meter) -> None:
-    """``Trainer`` tells of the beginning of a step and of its optimizer only; backward counts as forward."""
+def with_trainer(job: Job, model: nn.Module, config: PretrainedConfig, place: Place, observe: Observer) -> None:
+    """Train with ``transformers.Trainer``, on the batches of the step.
+
+    It tells of the beginning of a step and of its optimizer only; backward counts as forward.
+    """
     setup = job.setup
 
     class Marks(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            meter.enter(Phase.FORWARD)
+            observe(Phase.FORWARD)
 
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            meter.enter(Phase.OPTIMIZER)
+            observe(Phase.OPTIMIZER)
 
         def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-            meter.enter(Phase.ZERO_GRAD)
+            observe(Phase.ZERO_GRAD)
 
     rows = setup.batch_size * setup.gradient_accumulation_steps * job.steps
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +74,7 @@ def _with_trainer(job: Job, model: nn.Module, config: PretrainedConfig, place: P
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
-        meter.enter(Phase.PREPARE)
+        observe(Phase.PREPARE)
         Trainer(
             model=model,
             args=arguments,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from fitplan.phase import Phase
 from fitplan.trace.recorder import Recorder
 from fitplan.validation.job import PhaseMemory
+from fitplan.validation.process_memory import ProcessMemory
 
 Told = Callable[[PhaseMemory], None]
 Event = tuple[int, str, int, str]
@@ -105,6 +106,7 @@ class CpuMeter:
         self._counted = len(trace.events)
         self._told(PhaseMemory(phase, step, self._most))
         if self._limit is not None and self._most > self._limit:
+            self._phases.phase, self._phases.step = phase, step  # the next one does not begin
             raise LimitReached(f"{self._most} bytes were live, {self._limit} are allowed")
 
     def events(self) -> list[Event]:
@@ -118,16 +120,20 @@ class CpuMeter:
 class CudaMeter:
     """Reads PyTorch's own counters, its history of allocations, and NVML."""
 
-    def __init__(self, told: Told, limit_bytes: int | None, device: torch.device, with_history: bool) -> None:
+    def __init__(
+        self, told: Told, limit_bytes: int | None, device: torch.device, with_history: bool, memory: ProcessMemory
+    ) -> None:
         self._told, self._device, self._with_history = told, device, with_history
         self._phases = _Phases()
-        self._starts: list[tuple[int, Phase, int]] = [(0, Phase.LOAD, 0)]
+        self._memory = memory
         total = torch.cuda.get_device_properties(device).total_memory
         if limit_bytes is not None:
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
         if with_history:
             torch.cuda.memory._record_memory_history(max_entries=10**7, stacks="python", context="alloc")
         torch.cuda.reset_peak_memory_stats(device)
+        self._before = self._allocations()
+        self._starts: list[tuple[int, Phase, int]] = [(0, Phase.LOAD, 0)]
 
     @property
     def at(self) -> tuple[Phase, int]:
@@ -139,8 +145,7 @@ class CudaMeter:
         before = self.at
         if self._phases.moves_on(phase):
             self._tell(*before)
-            if self._with_history:
-                self._starts.append((len(self._history()), *self.at))
+            self._starts.append((self._allocations() - self._before, *self.at))
 
     def watch(self, model: torch.nn.Module) -> None:
         """As :class:`Meter`."""
@@ -164,10 +169,14 @@ class CudaMeter:
                 stats["requested_bytes.all.peak"],
                 stats["allocated_bytes.all.peak"],
                 stats["reserved_bytes.all.peak"],
-                process_bytes(self._device),
+                self._memory.read(),
             )
         )
         torch.cuda.reset_peak_memory_stats(self._device)
+
+    def _allocations(self) -> int:
+        """How many there have been; a snapshot of the history would take seconds, once for each phase."""
+        return int(torch.cuda.memory_stats(self._device)["allocation.all.allocated"])
 
     def _history(self) -> list[dict[str, Any]]:
         traces = torch.cuda.memory._snapshot(self._device)["device_traces"]
@@ -177,12 +186,13 @@ class CudaMeter:
         """As :class:`Meter`; requested sizes, as the history tells them."""
         found: list[Event] = []
         starts = [*self._starts, (1 << 62, Phase.ZERO_GRAD, 0)]
-        place = 0
-        for number, entry in enumerate(self._history()):
-            while number >= starts[place + 1][0]:
+        place = number = 0
+        for entry in self._history():
+            sign = {"alloc": 1, "free_completed": -1}.get(entry["action"], 0)
+            while sign > 0 and number >= starts[place + 1][0]:
                 place += 1
             _, phase, step = starts[place]
-            sign = {"alloc": 1, "free_completed": -1}.get(entry["action"], 0)
+            number += sign > 0
             if sign:
                 found.append((sign * entry["size"], phase, step, _caller(entry.get("frames", []))))
         return found
@@ -194,21 +204,6 @@ def _caller(frames: list[dict[str, Any]]) -> str:
         if "/torch/" not in frame["filename"] and frame["filename"] != "??":
             return f"{Path(frame['filename']).name}:{frame['line']} {frame['name']}"
     return ""
-
-
-def process_bytes(device: torch.device) -> int | None:
-    """Device memory of this process by NVML; ``None`` where it does not tell, as in many containers."""
-    with suppress(Exception):  # whatever is wrong with the driver, the run goes on without this figure
-        import os
-
-        import pynvml
-
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            if process.pid == os.getpid() and process.usedGpuMemory:
-                return int(process.usedGpuMemory)
-    return None
 
 
 def write_events(events: list[Event], path: str) -> None:

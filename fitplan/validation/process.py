@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from fitplan.errors import ValidationFailed
@@ -29,12 +30,12 @@ def measure(
 
     """
     child = subprocess.Popen(
-        [sys.executable, "-m", "fitplan.validation.child"],
+        [sys.executable, "-P", "-m", "fitplan.validation.child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **(environment or {})},
+        env={**os.environ, "PYTHONPATH": _python_path(), **(environment or {})},
         start_new_session=True,  # Ctrl-C reaches the parent only, which ends the child
     )
     late = threading.Event()
@@ -45,16 +46,27 @@ def measure(
 
     timer = threading.Timer(timeout, end_late)
     timer.daemon = True
-    timer.start()
     complaints: list[str] = []
     listener = threading.Thread(target=_drain, args=(child.stderr, complaints), daemon=True)
-    listener.start()
+
+    def last_words() -> str:
+        listener.join(GRACE_SECONDS)
+        return next((line.strip() for line in reversed(complaints) if line.strip()), "it said nothing")
+
     try:
-        return _heard(child, job, watch, late, complaints, timeout)
+        timer.start()
+        listener.start()
+        return _heard(child, job, watch, late, last_words, timeout)
     finally:
         timer.cancel()
         _end(child)
-        listener.join(GRACE_SECONDS)
+        _close(child)
+
+
+def _python_path() -> str:
+    """Where this process finds its packages, a checkout that is not installed among them."""
+    own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([*filter(None, own), *(path or os.getcwd() for path in sys.path)]))  # noqa: PTH109
 
 
 def _heard(
@@ -62,19 +74,19 @@ def _heard(
     job: Job,
     watch: Watch,
     late: threading.Event,
-    complaints: list[str],
+    last_words: Callable[[], str],
     timeout: float,
 ) -> Measurement:
     assert child.stdin is not None
     assert child.stdout is not None
-    try:
-        child.stdin.write(json.dumps(job.to_dict()))
-        child.stdin.close()
-    except BrokenPipeError:
-        pass  # it has ended already; its exit code tells
+    with suppress(BrokenPipeError):  # it has ended already; its exit code tells
+        child.stdin.write(json.dumps(job.to_dict()) + "\n")
+        child.stdin.flush()  # and stays open: the run ends with this process
     phases: list[PhaseMemory] = []
     failed: OutOfMemory | None = None
     for line in child.stdout:
+        if not line.endswith("\n"):
+            break  # killed in the middle of a sentence
         said: dict[str, Any] = json.loads(line)
         if "phase" in said:
             phases.append(PhaseMemory(**said["phase"]))
@@ -85,20 +97,20 @@ def _heard(
             raise ValidationFailed(said["error"])
         elif "done" in said:
             return Measurement(tuple(phases), said["done"]["device"], said["done"]["versions"], failed)
-    where = f"in the phase after {phases[-1].phase} of step {phases[-1].step}" if phases else "before its first phase"
-    if late.is_set():
-        raise ValidationFailed(f"the run was ended {where}, after {timeout:g} seconds; give it more with timeout")
     code = child.wait()
+    where = f"after {phases[-1].phase} of step {phases[-1].step + 1}" if phases else "before its first phase was over"
+    if late.is_set():
+        raise ValidationFailed(f"the run was ended {where}: {timeout:g} seconds had passed; give it more with timeout")
     if code < 0:
         killer = signal.Signals(-code).name
         hint = "; the machine may be out of memory" if -code == signal.SIGKILL else ""
         raise ValidationFailed(f"the run was killed by {killer} {where}{hint}")
-    last = complaints[-1].strip() if complaints else "it said nothing"
-    raise ValidationFailed(f"the run ended with exit code {code} {where}: {last}")
+    raise ValidationFailed(f"the run ended with exit code {code} {where}: {last_words()}")
 
 
 def _drain(stream: Any, into: list[str]) -> None:
-    into.extend(stream)
+    with stream:
+        into.extend(stream)
 
 
 def _end(child: subprocess.Popen[str]) -> None:
@@ -107,10 +119,16 @@ def _end(child: subprocess.Popen[str]) -> None:
     for how in (signal.SIGTERM, signal.SIGKILL):
         if child.poll() is not None:
             break
-        os.killpg(child.pid, how)
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, how)
         while child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         deadline += GRACE_SECONDS
+
+
+def _close(child: subprocess.Popen[str]) -> None:
+    """The child has ended, and nobody else reads what it says."""
     for stream in (child.stdin, child.stdout):
-        if stream is not None and not stream.closed:
-            stream.close()
+        if stream is not None:
+            with suppress(BrokenPipeError):  # closing writes what is left
+                stream.close()

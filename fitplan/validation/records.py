@@ -51,13 +51,15 @@ def write_record(document: dict[str, Any], folder: Path | None = None) -> Path:
     folder = folder or own_records()
     stamp = re.sub(r"[^0-9T]", "", document["created"])
     path = folder / f"{_plain(document['model']['name'])}--{document['setup']['method']}--{stamp}.json"
+    unfinished = path.with_suffix(".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
         unfinished.write_text(json.dumps(document, indent=1))
         unfinished.replace(path)
     except OSError as error:
-        raise InputError(f"the record {path} cannot be written: {error.strerror}; the result is above") from error
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise InputError(f"the record {path} cannot be written: {error.strerror or error}") from error
     return path
 
 
@@ -79,6 +81,8 @@ def _records(model: str, method: str) -> Iterator[Record]:
 
 
 def _record(document: dict[str, Any]) -> Record:
+    if not document["quantities"]:
+        raise ValueError("the run did not come to its end")
     return Record(
         document["model"]["name"],
         document["measurement"]["device"],

@@ -27,6 +27,7 @@ class ValidationReport:
         phases: phase by phase.
         differences: allocations that were not as predicted; what weighs most comes first.
         first_difference: where the two runs part first.
+        runs_on_paper: whether the job was predicted to get through the memory that it may take.
         tolerance: percent that the prediction may be off.
         versions: the libraries that were traced.
         created: when, in UTC, as ISO 8601.
@@ -41,6 +42,7 @@ class ValidationReport:
     phases: tuple[PhasePair, ...]
     differences: tuple[Difference, ...]
     first_difference: Difference | None
+    runs_on_paper: bool
     tolerance: float
     versions: dict[str, str]
     created: str
@@ -55,7 +57,9 @@ class ValidationReport:
 
     @property
     def within(self) -> bool:
-        """Whether the prediction holds."""
+        """Whether the prediction holds: the peak, or that there is not enough memory."""
+        if self.measurement.out_of_memory is not None:
+            return not self.runs_on_paper
         return self.judged is not None and abs(self.judged.error) <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,6 +76,7 @@ class ValidationReport:
             "differences": [to_dict(one) for one in self.differences[:MOST_LISTED]],
             "first_difference": to_dict(self.first_difference) if self.first_difference else None,
             "tolerance_percent": self.tolerance,
+            "runs_on_paper": self.runs_on_paper,
             "within_tolerance": self.within,
             "measurement": self.measurement.to_dict(),
             "provenance": {"versions": self.versions},

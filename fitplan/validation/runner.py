@@ -1,20 +1,26 @@
 """Validates one job: predicts, runs it in a process of its own, compares."""
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
+from fitplan.allocator.replay import replay
+from fitplan.allocator.settings import EXPANDABLE, PLAIN
 from fitplan.devices.context import context_on
 from fitplan.devices.detect import MigSlice, choose, detect, to_device
 from fitplan.devices.device import Device
 from fitplan.errors import InputError, NoUsableGpu
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
+from fitplan.trace.events import Trace
 from fitplan.tracer import Progress, installed_versions, trace_job
 from fitplan.units import gib
 from fitplan.validation.comparison import (
+    as_trainer_tells,
     comparable,
     differences,
     first_difference,
@@ -31,6 +37,9 @@ from fitplan.validation.report import ValidationReport
 CPU = "cpu"
 TOLERANCE = 2.0
 """Percent."""
+
+MOST_SECONDS = 10**6
+"""A run may take: more than a week."""
 
 TRACED_MICRO_BATCHES = 2
 """Of a step that accumulates more, the trace holds this many: runs are compared in their peaks only."""
@@ -103,10 +112,14 @@ class Options:
     def __post_init__(self) -> None:
         if self.steps < 3:
             raise InputError(f"steps must be at least 3, not {self.steps}: later steps are compared with the second")
-        if self.timeout <= 0:
-            raise InputError(f"timeout must be more than 0 seconds, not {self.timeout:g}")
-        if self.tolerance < 0:
-            raise InputError(f"tolerance must not be negative, not {self.tolerance:g} %")
+        if not 0 < self.timeout <= MOST_SECONDS:
+            raise InputError(f"timeout must lie between 0 and {MOST_SECONDS} seconds, not {self.timeout:g}")
+        if not 0 <= self.tolerance < math.inf:
+            raise InputError(f"tolerance must be 0 % or more, not {self.tolerance:g} %")
+        if self.limit_bytes is not None and self.limit_bytes <= 0:
+            raise InputError(f"vram must be more than 0 bytes, not {self.limit_bytes}")
+        if self.weights is not None and not any(Path(self.weights).glob("*.safetensors")):
+            raise InputError(f"{self.weights} holds no .safetensors file; give the folder of a checkpoint")
 
 
 OPTIONS = frozenset(Options.__dataclass_fields__) - {"limit_bytes"}
@@ -133,6 +146,7 @@ def validate_job(
     trace, resolved = run.trace, setup.with_(attn=run.attention, task=run.task)
     ours = predicted_phases(trace, expandable=setup.expandable_segments)
     context = context_on(target.gpu).bytes if target.has_meter else 0
+    on_paper = runs_on_paper(trace, setup, target, options.limit_bytes)
     _check_room(ours, target, context, options)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(prefix="fitplan-") as folder:
@@ -147,26 +161,38 @@ def validate_job(
             weights=options.weights,
             events=events if options.history and options.runner is Runner.STEP else None,
         )
-        measurement = _measured(job, target, options, progress, watch)
+        measurement = _measured(job, target, folder, options, progress, watch)
         single = setup.gradient_accumulation_steps == 1
         alike = setup.gradient_accumulation_steps <= TRACED_MICRO_BATCHES
         births = list(measured_births(events)) if job.events and alike else []
     known, births = (
-        comparable(found, all_in_first=single) for found in (predicted_births(trace) if births else (), births)
+        comparable(found, all_in_first=single, on_cpu=target.gpu is None, ended_in=measurement.out_of_memory)
+        for found in (predicted_births(trace) if births else (), births)
     )
+    shown = as_trainer_tells(ours) if options.runner is Runner.TRAINER else ours
     return ValidationReport(
         model=model,
         setup=resolved,
         job=replace(job, events=None),
         measurement=measurement,
         quantities=tuple(quantities(ours, measurement, context)),
-        phases=tuple(pairs(ours, measurement.phases, all_in_first=single)),
+        phases=tuple(pairs(shown, measurement.phases, all_in_first=single)),
         differences=tuple(differences(known, births)),
         first_difference=first_difference(known, births),
+        runs_on_paper=on_paper,
         tolerance=options.tolerance,
         versions=installed_versions(),
         created=created,
     )
+
+
+def runs_on_paper(trace: Trace, setup: TrainingSetup, target: Target, limit: int | None) -> bool:
+    """Whether the allocator gets through the trace within the limit, or the memory that is free."""
+    if target.gpu is None:
+        phases = predicted_phases(trace, expandable=False)
+        return limit is None or max(phase.requested_bytes for phase in phases) <= limit
+    room = limit if limit is not None else target.gpu.usable_bytes - context_on(target.gpu).bytes
+    return replay(trace, EXPANDABLE if setup.expandable_segments else PLAIN, room).out_of_memory is None
 
 
 def _check_room(ours: tuple[PhaseMemory, ...], target: Target, context: int, options: Options) -> None:
@@ -181,13 +207,22 @@ def _check_room(ours: tuple[PhaseMemory, ...], target: Target, context: int, opt
         )
 
 
-def _measured(job: Job, target: Target, options: Options, progress: Progress, watch: Watch) -> Measurement:
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""Both are set, whatever the user's shell says: the newer name comes first where torch knows it (2.9)."""
+
+FOLDER_VARIABLES = ("TMPDIR", "TEMP", "TMP")
+"""What the run leaves behind when it is killed goes with this process's folder."""
+
+
+def _measured(job: Job, target: Target, folder: str, options: Options, progress: Progress, watch: Watch) -> Measurement:
     def told(phase: PhaseMemory) -> None:
         progress(f"step {phase.step + 1}, {phase.phase}: {gib(phase.allocated_bytes or phase.requested_bytes)}")
         watch(phase)
 
     progress("starting the run")
-    environment = dict(target.environment)
-    if job.setup.expandable_segments:
-        environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    environment = {
+        **target.environment,
+        **dict.fromkeys(ALLOCATOR_VARIABLES, f"expandable_segments:{job.setup.expandable_segments}"),
+        **dict.fromkeys(FOLDER_VARIABLES, folder),
+    }
     return measure(job, timeout=options.timeout, watch=told, environment=environment)
