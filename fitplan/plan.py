@@ -1,5 +1,6 @@
 """The answer: one plan for each setup asked about, and the JSON document made from it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,16 +90,19 @@ class CheckReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the reader should know of the numbers: libraries that have moved since they were traced."""
+        """What the reader should know of the numbers: how the checkpoint is stored, and libraries that have moved."""
+        stored = self.model.settings.get("quantization_config")
+        how = stored.get("quant_method", "in its own way") if isinstance(stored, Mapping) else None
+        notes = [f"the checkpoint is quantised ({how}); the answer is for its weights unquantised"] if how else []
         moved = sorted(
             f"{name} {plan.versions[name]} (here {self.installed[name]})"
             for plan in self.plans[:1]
             for name in plan.versions
             if self.installed.get(name, plan.versions[name]).partition("+")[0] != plan.versions[name].partition("+")[0]
         )
-        if not moved:
-            return ()
-        return (f"these figures were traced with {', '.join(moved)}; --trace takes the installed versions",)
+        if moved:
+            notes.append(f"these figures were traced with {', '.join(moved)}; --trace takes the installed versions")
+        return tuple(notes)
 
     def to_dict(self) -> dict[str, Any]:
         """The ``fitplan.check/1`` document. Keys are added, never renamed; sizes are bytes."""

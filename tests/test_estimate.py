@@ -8,7 +8,9 @@ from fitplan.devices.context import context_on
 from fitplan.devices.device import Device, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError
 from fitplan.memory import AllocatorOverhead, MemoryEstimate, MemoryMoment, estimate_trace
+from fitplan.models.resolve import ModelConfig
 from fitplan.phase import Phase
+from fitplan.plan import CheckReport
 from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, layer_of_path
 from fitplan.units import GIB, MIB, count, gib, parse_size
 from fitplan.verdict import Fit, device_memory, judge
@@ -157,3 +159,11 @@ def test_layers_are_read_off_paths() -> None:
     assert layer_of_path("model.layers.3.mlp.up_proj") == Layer("model.layers", 3)
     assert layer_of_path("encoder.block.0.layer.1.wo") == Layer("encoder.block", 0)
     assert layer_of_path("lm_head.weight") is None
+
+
+def test_a_quantised_checkpoint_is_told_of() -> None:
+    stored = {"quant_method": "gptq", "bits": 4}
+    for settings, told in (({"quantization_config": stored}, True), ({}, False)):
+        model = ModelConfig("m", "file", {"model_type": "llama", **settings})
+        warnings = CheckReport(model, None, (), {}).warnings
+        assert [("gptq" in text) for text in warnings] == [True] * told
