@@ -14,9 +14,10 @@ examples:
   fitplan validate llama-8b --method qlora --seq-len 4096      on this machine's GPU, with random weights
   fitplan validate llama-70b --layers 2,4                      two depths, drawn to the full model
   fitplan validate llama-8b --find-limit batch --vram 24GiB    the largest batch that runs in 24 GiB
+  fitplan validate llama-8b --runner trainer --json            transformers.Trainer instead of fitplan's own step
   fitplan validate smollm2-135m --device cpu --layers 2        without a GPU
 
-exit codes: 0 the prediction holds, 2 bad input, 3 no usable GPU here, 4 the run failed or missed its tolerance
+exit codes: 0 the prediction holds (out of memory as predicted included), 2 bad input, 3 no usable GPU here, 4 the run failed or missed its tolerance
 """
 
 

@@ -91,7 +91,7 @@ def find_gpu(device: str) -> Target:
     chosen = choose(detect(), "auto" if device == "cuda" else device)
     gpu = to_device(chosen)
     visible = chosen.uuid or str(chosen.gpu_index if isinstance(chosen, MigSlice) else chosen.index)
-    return Target("cuda:0", gpu, {"CUDA_VISIBLE_DEVICES": visible})
+    return Target("cuda:0", gpu, {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
 
 
 @dataclass(frozen=True, kw_only=True)
