@@ -210,13 +210,13 @@ def validate(
     config = resolve_model(model)
     settings = {name: value for name, value in rest.items() if name not in OPTIONS}
     setup = TrainingSetup.from_dict(_with_length(config, settings))
+    if len(layers) > (2 if find_limit is None else 1):
+        raise InputError(f"layers are one depth{' or two' if find_limit is None else ''}, not {len(layers)}")
     if find_limit is not None:
         if find_limit not in list(Axis):
             raise InputError(f"find_limit is batch or seq, not {find_limit!r}")
         shorter = shortened(config, layers[0]) if layers else config
         return look_for_limit(shorter, setup, target, options, Axis(find_limit), progress)
-    if len(layers) > 2:
-        raise InputError(f"layers are one depth or two, not {len(layers)}")
     if len(layers) == 2:
         return validate_depths(config, setup, target, options, layers, progress)
     report = validate_job(shortened(config, layers[0]) if layers else config, setup, target, options, progress)

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from fitplan.cli import commands
 from fitplan.cli.console import EXIT_BAD_INPUT, EXIT_FITS, complain
-from fitplan.cli.validation import add_validate
+from fitplan.cli.validation import add_calibrate, add_validate
 from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Optim, Padding, Quant, Task
 
 
@@ -56,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_report(add)
     add_validate(add, _add_settings)
     _add_tui(add)
+    add_calibrate(add)
     _add_gpus(add)
     _add_models(add)
     _add_profile(add)

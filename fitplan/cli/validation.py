@@ -14,9 +14,11 @@ examples:
   fitplan validate llama-8b --method qlora --seq-len 4096      on this machine's GPU, with random weights
   fitplan validate llama-70b --layers 2,4                      two depths, drawn to the full model
   fitplan validate llama-8b --find-limit batch --vram 24GiB    the largest batch that runs in 24 GiB
+  fitplan validate llama-8b --runner trainer --json            transformers.Trainer instead of fitplan's own step
   fitplan validate smollm2-135m --device cpu --layers 2        without a GPU
 
-exit codes: 0 the prediction holds, 2 bad input, 3 no usable GPU here, 4 the run failed or missed its tolerance
+exit codes: 0 the prediction holds (out of memory as predicted included),
+2 bad input, 3 no usable GPU here, 4 the run failed or missed its tolerance
 """
 
 
@@ -97,6 +99,61 @@ def add_validate(add: Callable[..., argparse.ArgumentParser], settings: Callable
     )
     run.add_argument("--out", metavar="FILE", help="write both timelines there, as an SVG picture")
     settings(parser, method="qlora")
+
+
+def calibrate(device: str, timeout: float, as_json: bool) -> int:
+    """``fitplan calibrate``."""
+    from fitplan.validation.calibration import calibrate as measure_here
+
+    with Narration() as progress:
+        progress("measuring the GPU")
+        found = measure_here(device, timeout)
+
+    def show(console: Any) -> None:
+        from fitplan.report.validation import print_calibration
+
+        print_calibration(found, console)
+
+    answer_with(as_json, found.to_dict, show)
+    return EXIT_FITS
+
+
+CALIBRATE_EXAMPLES = """\
+examples:
+  fitplan calibrate               the GPU of this machine; check then knows its CUDA context
+  fitplan calibrate --device 1 --json
+
+exit codes: 0 measured, 3 no usable GPU here, 4 the measurement failed
+"""
+
+
+def add_calibrate(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = add(
+        "calibrate",
+        allow_abbrev=False,
+        help="measure the CUDA context of this machine's GPU, and the scratch memory of kernels",
+        description="Measure the CUDA context of this machine's GPU, and the scratch memory of kernels beside what "
+        "is assumed of it. No prediction is scaled.",
+        epilog=CALIBRATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=calibrate)
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document")
+    parser.add_argument("--device", metavar="NAME", default="cuda", help="a GPU of this machine: 0, GPU-...")
+    parser.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", default=300.0, help="end it after this long (default 300)"
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"between 0 and {MOST_SECONDS} seconds are wanted, not {text}")
+    return seconds
+
+
+MOST_SECONDS = 10**6
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from rich.text import Text
 from fitplan.report.dossier import Series
 from fitplan.report.terminal import describe
 from fitplan.units import MIB, gib
+from fitplan.validation.calibration import Calibration
 from fitplan.validation.comparison import Difference, PhasePair
 from fitplan.validation.depths import DepthReport
 from fitplan.validation.limit import LimitReport
@@ -58,6 +59,27 @@ def print_depths(report: DepthReport, console: Console) -> None:
         f"predicted {gib(report.predicted)}, expected {gib(report.expected)} ± {gib(report.spread)} "
         f"({report.error:+.2f} %)"
     )
+
+
+def print_calibration(found: Calibration, console: Console) -> None:
+    """Print what was measured on a GPU."""
+    console.print(Text.assemble((found.gpu, "bold"), f"  torch {found.versions.get('torch', 'unknown')}"))
+    if found.context_bytes is None:
+        console.print("CUDA context: the driver does not tell what this process holds")
+    else:
+        console.print(f"CUDA context: {gib(found.context_bytes)}; check takes it for this GPU from now on")
+    console.print()
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("scratch memory")
+    for name in ("assumed", "measured"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for one in found.kernels:
+        told = "" if one.predicted == one.measured else f"{one.measured - one.predicted:+,} bytes"
+        table.add_row(one.name, gib(one.predicted), gib(one.measured), told)
+    console.print(table)
+    for name, why in found.skipped.items():
+        console.print(f"{name}: not on this GPU ({why})", style="dim", highlight=False)
 
 
 def print_limit(report: LimitReport, console: Console) -> None:

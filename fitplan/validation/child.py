@@ -10,25 +10,33 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from fitplan.errors import FitplanError
 from fitplan.tracer import installed_versions, needed_for, quiet
 from fitplan.validation.job import Job, PhaseMemory
 
+Say = Callable[..., None]
+
 
 def main() -> int:
     """Run the job; 0 if it ran, ran out of memory included."""
+    return answer(lambda question, say: _run(Job.from_dict(question), say))
+
+
+def answer(run: Callable[[dict[str, Any], Say], None]) -> int:
+    """Let ``run`` answer the question on stdin; the exit code."""
     channel, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no part of the answer
 
     def say(**what: Any) -> None:
         print(json.dumps(what), file=channel, flush=True)
 
-    job = Job.from_dict(json.loads(sys.stdin.readline()))
+    question = json.loads(sys.stdin.readline())
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         with quiet(), needed_for("a validation run"):
-            _run(job, say)
+            run(question, say)
     except FitplanError as error:
         say(error=str(error))
         return 1
@@ -44,7 +52,7 @@ def _leave_with_parent() -> None:
     os._exit(1)
 
 
-def _run(job: Job, say: Any) -> None:
+def _run(job: Job, say: Say) -> None:
     import torch
 
     from fitplan.step.job import Place

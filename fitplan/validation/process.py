@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 from fitplan.errors import ValidationFailed
 from fitplan.validation.job import Job, Measurement, OutOfMemory, PhaseMemory
@@ -29,83 +29,114 @@ def measure(
         ValidationFailed: the run failed, was killed, or took longer than ``timeout`` seconds.
 
     """
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "fitplan.validation.child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": _python_path(), **(environment or {})},
-        start_new_session=True,  # Ctrl-C reaches the parent only, which ends the child
-    )
-    late = threading.Event()
+    phases: list[PhaseMemory] = []
+    failed: OutOfMemory | None = None
 
-    def end_late() -> None:
-        late.set()
-        _end(child)
+    def where() -> str:
+        return (
+            f"after {phases[-1].phase} of step {phases[-1].step + 1}" if phases else "before its first phase was over"
+        )
 
-    timer = threading.Timer(timeout, end_late)
-    timer.daemon = True
-    complaints: list[str] = []
-    listener = threading.Thread(target=_drain, args=(child.stderr, complaints), daemon=True)
+    child = Child("fitplan.validation.child", job.to_dict(), timeout, environment or {}, where)
+    with child:
+        while "done" not in (said := child.hear()):
+            if "phase" in said:
+                phases.append(PhaseMemory(**said["phase"]))
+                watch(phases[-1])
+            elif "out_of_memory" in said:
+                failed = OutOfMemory(**said["out_of_memory"])
+    return Measurement(tuple(phases), said["done"]["device"], said["done"]["versions"], failed)
 
-    def last_words() -> str:
-        listener.join(GRACE_SECONDS)
-        return next((line.strip() for line in reversed(complaints) if line.strip()), "it said nothing")
 
-    try:
-        timer.start()
-        listener.start()
-        return _heard(child, job, watch, late, last_words, timeout)
-    finally:
-        timer.cancel()
-        _end(child)
-        _close(child)
+class Child:
+    """A process that is asked one question, a line of JSON, and answers in lines of JSON."""
+
+    def __init__(
+        self,
+        module: str,
+        question: Mapping[str, Any],
+        timeout: float,
+        environment: Mapping[str, str],
+        where: Callable[[], str] = lambda: "before it answered",
+    ) -> None:
+        self._module, self._question, self._where = module, json.dumps(question), where
+        self._environment = {**os.environ, "PYTHONPATH": _python_path(), **environment}
+        self._timeout, self._late = timeout, threading.Event()
+        self._complaints: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", self._module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self._environment,
+            start_new_session=True,  # Ctrl-C reaches the parent only, which ends the child
+        )
+        self._timer = threading.Timer(self._timeout, self._end_late)
+        self._timer.daemon = True
+        self._listener = threading.Thread(target=_drain, args=(self._process.stderr, self._complaints), daemon=True)
+        try:
+            self._timer.start()
+            self._listener.start()
+            self._ask()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        _end(self._process)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):  # closing writes what is left
+                    stream.close()
+
+    def hear(self) -> dict[str, Any]:
+        """What it says next.
+
+        Raises:
+            ValidationFailed: it tells of an error, or says no more.
+
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.endswith("\n"):  # no more, or killed in the middle of a sentence
+            raise ValidationFailed(self._why())
+        said: dict[str, Any] = json.loads(line)
+        if "error" in said:
+            raise ValidationFailed(said["error"])
+        return said
+
+    def _ask(self) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended already; its exit code tells
+            self._process.stdin.write(self._question + "\n")
+            self._process.stdin.flush()  # and stays open: the run ends with this process
+
+    def _end_late(self) -> None:
+        self._late.set()
+        _end(self._process)
+
+    def _why(self) -> str:
+        """Why it says no more."""
+        code, where = self._process.wait(), self._where()
+        if self._late.is_set():
+            return f"the run was ended {where}: {self._timeout:g} seconds had passed; give it more with timeout"
+        if code < 0:
+            hint = "; the machine may be out of memory" if -code == signal.SIGKILL else ""
+            return f"the run was killed by {signal.Signals(-code).name} {where}{hint}"
+        self._listener.join(GRACE_SECONDS)
+        last = next((line.strip() for line in reversed(self._complaints) if line.strip()), "it said nothing")
+        return f"the run ended with exit code {code} {where}: {last}"
 
 
 def _python_path() -> str:
     """Where this process finds its packages, a checkout that is not installed among them."""
     own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join(dict.fromkeys([*filter(None, own), *(path or os.getcwd() for path in sys.path)]))  # noqa: PTH109
-
-
-def _heard(
-    child: subprocess.Popen[str],
-    job: Job,
-    watch: Watch,
-    late: threading.Event,
-    last_words: Callable[[], str],
-    timeout: float,
-) -> Measurement:
-    assert child.stdin is not None
-    assert child.stdout is not None
-    with suppress(BrokenPipeError):  # it has ended already; its exit code tells
-        child.stdin.write(json.dumps(job.to_dict()) + "\n")
-        child.stdin.flush()  # and stays open: the run ends with this process
-    phases: list[PhaseMemory] = []
-    failed: OutOfMemory | None = None
-    for line in child.stdout:
-        if not line.endswith("\n"):
-            break  # killed in the middle of a sentence
-        said: dict[str, Any] = json.loads(line)
-        if "phase" in said:
-            phases.append(PhaseMemory(**said["phase"]))
-            watch(phases[-1])
-        elif "out_of_memory" in said:
-            failed = OutOfMemory(**said["out_of_memory"])
-        elif "error" in said:
-            raise ValidationFailed(said["error"])
-        elif "done" in said:
-            return Measurement(tuple(phases), said["done"]["device"], said["done"]["versions"], failed)
-    code = child.wait()
-    where = f"after {phases[-1].phase} of step {phases[-1].step + 1}" if phases else "before its first phase was over"
-    if late.is_set():
-        raise ValidationFailed(f"the run was ended {where}: {timeout:g} seconds had passed; give it more with timeout")
-    if code < 0:
-        killer = signal.Signals(-code).name
-        hint = "; the machine may be out of memory" if -code == signal.SIGKILL else ""
-        raise ValidationFailed(f"the run was killed by {killer} {where}{hint}")
-    raise ValidationFailed(f"the run ended with exit code {code} {where}: {last_words()}")
 
 
 def _drain(stream: Any, into: list[str]) -> None:
@@ -124,11 +155,3 @@ def _end(child: subprocess.Popen[str]) -> None:
         while child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         deadline += GRACE_SECONDS
-
-
-def _close(child: subprocess.Popen[str]) -> None:
-    """The child has ended, and nobody else reads what it says."""
-    for stream in (child.stdin, child.stdout):
-        if stream is not None:
-            with suppress(BrokenPipeError):  # closing writes what is left
-                stream.close()

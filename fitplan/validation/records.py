@@ -41,15 +41,15 @@ def own_records() -> Path:
     return platformdirs.user_data_path("fitplan", appauthor=False) / "records"
 
 
-def write_record(document: dict[str, Any], folder: Path | None = None) -> Path:
-    """Keep a ``fitplan.validate/1`` document; where it went.
+def write_record(document: dict[str, Any], folder: Path | None = None, label: str = "") -> Path:
+    """Keep a ``fitplan.validate/1`` document, under the time of the run or a label; where it went.
 
     Raises:
         InputError: it cannot be written.
 
     """
     folder = folder or own_records()
-    stamp = re.sub(r"[^0-9T]", "", document["created"])
+    stamp = label or re.sub(r"[^0-9T]", "", document["created"])
     path = folder / f"{_plain(document['model']['name'])}--{document['setup']['method']}--{stamp}.json"
     unfinished = path.with_suffix(".part")
     try:

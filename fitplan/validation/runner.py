@@ -76,12 +76,22 @@ def find_target(device: str) -> Target:
     if device == CPU:
         return Target(CPU, None, {"CUDA_VISIBLE_DEVICES": ""})
     try:
-        chosen = choose(detect(), "auto" if device == "cuda" else device)
+        return find_gpu(device)
     except NoUsableGpu as error:
         raise NoUsableGpu(f"{error}; device cpu with few layers validates a shortened model here") from error
+
+
+def find_gpu(device: str) -> Target:
+    """A GPU of this machine, named as for :func:`find_target`.
+
+    Raises:
+        NoUsableGpu: there is no such GPU, or it cannot be used.
+
+    """
+    chosen = choose(detect(), "auto" if device == "cuda" else device)
     gpu = to_device(chosen)
     visible = chosen.uuid or str(chosen.gpu_index if isinstance(chosen, MigSlice) else chosen.index)
-    return Target("cuda:0", gpu, {"CUDA_VISIBLE_DEVICES": visible})
+    return Target("cuda:0", gpu, {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +137,48 @@ OPTIONS = frozenset(Options.__dataclass_fields__) - {"limit_bytes"}
 Watch = Callable[[PhaseMemory], None]
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What is said of a job before it is run.
+
+    Attributes:
+        model: the model.
+        setup: every setting, as it will run.
+        trace: the traced step.
+        phases: what each phase is expected to measure.
+        context_bytes: of the CUDA context.
+        runs_on_paper: whether the job gets through the memory that it may take.
+
+    """
+
+    model: ModelConfig
+    setup: TrainingSetup
+    trace: Trace
+    phases: tuple[PhaseMemory, ...]
+    context_bytes: int
+    runs_on_paper: bool
+
+
+def forecast(
+    model: ModelConfig, setup: TrainingSetup, target: Target, limit_bytes: int | None, progress: Progress
+) -> Forecast:
+    """Trace a job, and replay the trace.
+
+    Raises:
+        InputError: as :func:`fitplan.tracer.trace_job`.
+
+    """
+    run = trace_job(model, setup, target.gpu.capability if target.gpu else None, progress)
+    return Forecast(
+        model,
+        setup.with_(attn=run.attention, task=run.task),
+        run.trace,
+        predicted_phases(run.trace, expandable=setup.expandable_segments),
+        context_on(target.gpu).bytes if target.has_meter else 0,
+        runs_on_paper(run.trace, setup, target, limit_bytes),
+    )
+
+
 def validate_job(
     model: ModelConfig,
     setup: TrainingSetup,
@@ -138,22 +190,32 @@ def validate_job(
     """Predict a job, run it, and hold one against the other.
 
     Raises:
-        InputError: less memory is free than the job is predicted to take, or as :func:`fitplan.tracer.trace_job`.
+        InputError: less memory is free than the job is predicted to take, or as :func:`forecast`.
         ValidationFailed: the run did not come to its end.
 
     """
-    run = trace_job(model, setup, target.gpu.capability if target.gpu else None, progress)
-    trace, resolved = run.trace, setup.with_(attn=run.attention, task=run.task)
-    ours = predicted_phases(trace, expandable=setup.expandable_segments)
-    context = context_on(target.gpu).bytes if target.has_meter else 0
-    on_paper = runs_on_paper(trace, setup, target, options.limit_bytes)
-    _check_room(ours, target, context, options)
+    said = forecast(model, setup, target, options.limit_bytes, progress)
+    return validate_forecast(said, target, options, progress, watch)
+
+
+def validate_forecast(
+    said: Forecast, target: Target, options: Options, progress: Progress, watch: Watch = lambda _: None
+) -> ValidationReport:
+    """Run a job that was predicted, and hold one against the other.
+
+    Raises:
+        InputError: less memory is free than the job is predicted to take.
+        ValidationFailed: the run did not come to its end.
+
+    """
+    _check_room(said, target, options)
     created = datetime.now(UTC).isoformat(timespec="seconds")
+    accumulation = said.setup.gradient_accumulation_steps
     with tempfile.TemporaryDirectory(prefix="fitplan-") as folder:
         events = os.path.join(folder, "events")  # noqa: PTH118  a string, for another process
         job = Job(
-            model=model.settings,
-            setup=resolved,
+            model=said.model.settings,
+            setup=said.setup,
             device=target.place,
             runner=options.runner,
             steps=options.steps,
@@ -162,24 +224,22 @@ def validate_job(
             events=events if options.history and options.runner is Runner.STEP else None,
         )
         measurement = _measured(job, target, folder, options, progress, watch)
-        single = setup.gradient_accumulation_steps == 1
-        alike = setup.gradient_accumulation_steps <= TRACED_MICRO_BATCHES
-        births = list(measured_births(events)) if job.events and alike else []
+        births = list(measured_births(events)) if job.events and accumulation <= TRACED_MICRO_BATCHES else []
     known, births = (
-        comparable(found, all_in_first=single, on_cpu=target.gpu is None, ended_in=measurement.out_of_memory)
-        for found in (predicted_births(trace) if births else (), births)
+        comparable(found, all_in_first=accumulation == 1, on_cpu=target.gpu is None, ended_in=measurement.out_of_memory)
+        for found in (predicted_births(said.trace) if births else (), births)
     )
-    shown = as_trainer_tells(ours) if options.runner is Runner.TRAINER else ours
+    shown = as_trainer_tells(said.phases) if options.runner is Runner.TRAINER else said.phases
     return ValidationReport(
-        model=model,
-        setup=resolved,
+        model=said.model,
+        setup=said.setup,
         job=replace(job, events=None),
         measurement=measurement,
-        quantities=tuple(quantities(ours, measurement, context)),
-        phases=tuple(pairs(shown, measurement.phases, all_in_first=single)),
+        quantities=tuple(quantities(said.phases, measurement, said.context_bytes)),
+        phases=tuple(pairs(shown, measurement.phases, all_in_first=accumulation == 1)),
         differences=tuple(differences(known, births)),
         first_difference=first_difference(known, births),
-        runs_on_paper=on_paper,
+        runs_on_paper=said.runs_on_paper,
         tolerance=options.tolerance,
         versions=installed_versions(),
         created=created,
@@ -195,10 +255,10 @@ def runs_on_paper(trace: Trace, setup: TrainingSetup, target: Target, limit: int
     return replay(trace, EXPANDABLE if setup.expandable_segments else PLAIN, room).out_of_memory is None
 
 
-def _check_room(ours: tuple[PhaseMemory, ...], target: Target, context: int, options: Options) -> None:
+def _check_room(said: Forecast, target: Target, options: Options) -> None:
     if target.gpu is None or options.force:
         return
-    needed = max(phase.allocated_bytes or 0 for phase in ours) + context
+    needed = max(phase.allocated_bytes or 0 for phase in said.phases) + said.context_bytes
     room = target.gpu.usable_bytes
     if needed > room:
         raise InputError(

@@ -1,0 +1,298 @@
+"""Predictions against one GPU: some sixty fine-tuning jobs, predicted first, then run for real.
+
+    python benchmarks/gpu_matrix.py --minutes 9 --out profiles/measured
+
+All predictions are written before the first job runs. Each job runs in a process of its own, the cheapest of each kind
+first; jobs whose record exists, and jobs that are predicted not to fit, are skipped. Run it again to go on.
+"""
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+NEEDED = {
+    "torch": "torch", "transformers": "transformers", "peft": "peft", "accelerate": "accelerate",
+    "bitsandbytes": "bitsandbytes", "rich": "rich", "platformdirs": "platformdirs", "pynvml": "nvidia-ml-py",
+}  # fmt: skip
+missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+if missing:
+    sys.exit(f"gpu_matrix needs {', '.join(missing)}, which this Python does not have; carry the wheels along")
+
+from fitplan.errors import FitplanError, NoUsableGpu, ValidationFailed
+from fitplan.models.resolve import ModelConfig, resolve_model
+from fitplan.setup import Optim, TrainingSetup
+from fitplan.tracer import installed_versions
+from fitplan.units import gib
+from fitplan.validation.records import write_record
+from fitplan.validation.runner import Forecast, Options, Target, find_target, forecast, validate_forecast
+
+CASE_SECONDS = 240
+"""No job may take longer."""
+
+LEAST_SECONDS = 25
+"""A job is not begun with less time left."""
+
+QUANTITIES = ("peak_requested_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "device_bytes")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One job.
+
+    Attributes:
+        kind: what it is there to show.
+        model: a shipped model.
+        settings: fields of ``TrainingSetup``.
+        shrunk: fields of the config that are made small.
+
+    """
+
+    kind: str
+    model: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    shrunk: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Model and settings."""
+        told = [f"{name}-{value}" for name, value in self.settings.items()]
+        return "--".join([self.model, *told]).replace("_", "-").replace(" ", "")
+
+    def config(self) -> ModelConfig:
+        """The model's config."""
+        model = resolve_model(self.model)
+        return ModelConfig(model.name, model.source, {**model.settings, **self.shrunk}, model.pretrained)
+
+    def setup(self) -> TrainingSetup:
+        """The settings, complete."""
+        return TrainingSetup.from_dict(self.settings)
+
+    @property
+    def cost(self) -> float:
+        """Roughly, how long it takes: parameters to make, and tokens through them."""
+        from fitplan.models.catalog import catalog
+
+        parameters = next(entry.parameters for entry in catalog() if entry.name == self.model)
+        setup = self.setup()
+        return parameters * (2e4 + setup.batch_size * setup.seq_len * setup.gradient_accumulation_steps)
+
+
+def _of(kind: str, model: str, *jobs: dict[str, Any], **common: Any) -> list[Case]:
+    return [Case(kind, model, {**common, **job}) for job in jobs]
+
+
+FAMILIES = (
+    "llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "qwen3-0.6b", "qwen3-4b", "qwen3-8b", "mistral-7b-v0.3",
+    "gemma-2-2b", "gemma-2-9b", "gemma-3-1b", "phi-3.5-mini", "phi-4", "olmo-2-7b", "pythia-1.4b", "pythia-6.9b",
+    "granite-3.0-3b-a800m", "flan-t5-large", "smollm2-135m",
+)  # fmt: skip
+
+CASES: list[Case] = [
+    *(Case("family", model, {"method": "qlora", "seq_len": 512 if "t5" in model else 1024}) for model in FAMILIES),
+    *(
+        Case("family, LoRA", model, {"method": "lora", "seq_len": 512})
+        for model in ("llama-3.2-1b", "qwen3-0.6b", "gemma-2-2b", "pythia-1.4b", "granite-3.0-3b-a800m", "olmo-2-7b")
+    ),
+    *(
+        Case("family, full", model, {"method": "full", "seq_len": 512})
+        for model in ("llama-3.2-1b", "qwen3-0.6b", "gemma-3-1b", "pythia-1.4b", "flan-t5-large", "smollm2-135m")
+    ),
+    *_of(
+        "quantisation", "llama-3.2-3b", {"double_quant": False}, {"kbit_prepare": False}, {"quant": "fp4"},
+        {"double_quant": False, "kbit_prepare": False}, {"quant": "int8"}, {"quant": "int8", "kbit_prepare": False},
+        method="qlora", seq_len=1024,
+    ),
+    *_of("quantisation", "llama-3.1-8b", {"kbit_prepare": False}, {"quant": "int8"}, method="qlora", seq_len=1024),
+    *_of("rank", "llama-3.1-8b", {"lora_r": 8}, {"lora_r": 64}, method="qlora", seq_len=1024),
+    *_of("rank", "qwen3-4b", {"lora_r": 8}, {"lora_r": 64}, method="lora", seq_len=1024),
+    *_of(
+        "no checkpointing", "llama-3.2-1b", {"method": "qlora"}, {"method": "lora"}, {"method": "full"},
+        seq_len=1024, gradient_checkpointing=False,
+    ),
+    *_of("no checkpointing", "mistral-7b-v0.3", {"method": "qlora"}, seq_len=1024, gradient_checkpointing=False),
+    *_of(
+        "accumulation", "llama-3.2-1b", {"method": "qlora"}, {"method": "full"},
+        seq_len=1024, gradient_accumulation_steps=4,
+    ),
+    *(
+        Case("optimizer", "llama-3.2-1b", {"method": "full", "seq_len": 512, "optim": str(optim)})
+        for optim in Optim
+        if optim is not Optim.ADAMW_TORCH_FUSED
+    ),
+    *_of("optimizer", "llama-3.2-3b", {"optim": "lion_8bit"}, {"optim": "adafactor"}, method="lora", seq_len=512),
+    *_of("eager", "qwen3-0.6b", {"method": "qlora"}, {"method": "lora"}, seq_len=2048, attn="eager"),
+    *_of("eager", "mistral-7b-v0.3", {"method": "qlora"}, seq_len=1024, attn="eager"),
+    *_of("length", "qwen3-0.6b", {"seq_len": 4096}, {"seq_len": 16384}, method="qlora"),
+    *_of("length", "llama-3.1-8b", {"seq_len": 4096}, {"seq_len": 8192}, {"seq_len": 16384}, method="qlora"),
+    *_of("length", "mistral-7b-v0.3", {"seq_len": 8192}, method="qlora"),
+    *_of(
+        "padding", "llama-3.2-1b", {"padding": "longest"}, {"padding": "max_length"},
+        method="qlora", batch_size=4, seq_len=1024,
+    ),
+    *_of("padding", "gemma-2-2b", {"padding": "longest"}, method="lora", batch_size=4, seq_len=512),
+    *_of("batch", "llama-3.2-1b", {"batch_size": 8}, {"batch_size": 3, "seq_len": 777}, method="lora", seq_len=1024),
+    *_of("expandable", "llama-3.1-8b", {"method": "qlora"}, seq_len=2048, expandable_segments=True),
+    *_of("large", "llama-3.3-70b", {"method": "qlora"}, seq_len=1024),
+    *_of("large", "qwen3-30b-a3b", {"method": "lora"}, seq_len=512),
+]  # fmt: skip
+
+_SHRUNK = {
+    "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "num_hidden_layers": 2, "vocab_size": 128,
+}  # fmt: skip
+TINY_CASES = [
+    Case(kind, model, {"method": method, "batch_size": 2, "seq_len": 16}, _SHRUNK)
+    for kind, model, method in (("family", "llama-3.2-1b", "qlora"), ("family, full", "qwen3-0.6b", "full"))
+]
+
+
+def in_rounds(cases: Iterable[Case]) -> list[Case]:
+    """The cheapest of each kind, then the next of each kind: most is learnt first."""
+    kinds: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda case: case.cost):
+        kinds.setdefault(case.kind, []).append(case)
+    ranked = [(place, case.cost, case) for those in kinds.values() for place, case in enumerate(those)]
+    return [case for _, _, case in sorted(ranked, key=lambda one: one[:2])]
+
+
+def predict_all(cases: Sequence[Case], target: Target, workers: int) -> dict[str, Forecast | str]:
+    """The forecast of each case by name, or why there is none."""
+    if workers == 1:
+        return {case.name: _predict(case, target) for case in cases}
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=fresh) as pool:
+        return dict(zip((case.name for case in cases), pool.map(_predict, cases, [target] * len(cases)), strict=True))
+
+
+def _predict(case: Case, target: Target) -> Forecast | str:
+    try:
+        return forecast(case.config(), case.setup(), target, None, lambda _: None)
+    except FitplanError as error:
+        return str(error)
+
+
+def write_predictions(found: dict[str, Forecast | str], target: Target, folder: Path) -> Path:
+    """Keep what is said before anything is run; earlier predictions of other cases stay."""
+    path = folder / "predictions.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    device = target.gpu.name if target.gpu else "CPU"
+    stamp = {"device": device, "versions": installed_versions(), "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    known |= {name: stamp | _told(one) for name, one in found.items()}
+    path.write_text(json.dumps(known, indent=1))
+    return path
+
+
+def _told(one: Forecast | str) -> dict[str, Any]:
+    if isinstance(one, str):
+        return {"error": one}
+    reserved = max(phase.reserved_bytes or 0 for phase in one.phases)
+    return {
+        "runs": one.runs_on_paper,
+        "peak_requested_bytes": max(phase.requested_bytes for phase in one.phases),
+        "peak_allocated_bytes": max(phase.allocated_bytes or 0 for phase in one.phases),
+        "peak_reserved_bytes": reserved,
+        "device_bytes": reserved + one.context_bytes,
+    }
+
+
+def record_of(case: Case, folder: Path) -> Path:
+    """Where :func:`fitplan.validation.records.write_record` keeps the case."""
+    return folder / f"{case.model}--{case.setup().method}--{case.name}.json"
+
+
+def run_all(
+    cases: Sequence[Case], found: dict[str, Forecast | str], target: Target, folder: Path, deadline: float
+) -> None:
+    """Run what is left, as long as there is time."""
+    failures = folder / "failures.json"
+    failed: dict[str, str] = json.loads(failures.read_text()) if failures.is_file() else {}
+    for case in cases:
+        said = found[case.name]
+        if isinstance(said, str) or not said.runs_on_paper:
+            print(f"{case.name}: {said if isinstance(said, str) else 'predicted not to fit'}; skipped", flush=True)
+            continue
+        left = deadline - time.monotonic()
+        if left < LEAST_SECONDS:
+            print("no time is left; run it again to go on")
+            return
+        timeout = min(CASE_SECONDS, left)
+        begun = time.monotonic()
+        try:
+            report = validate_forecast(said, target, Options(timeout=timeout, force=True), lambda _: None)
+        except ValidationFailed as error:
+            print(f"{case.name}: {error}", flush=True)
+            if timeout == CASE_SECONDS:  # else it was only late
+                failed[case.name] = str(error)
+                failures.write_text(json.dumps(failed, indent=1))
+            continue
+        write_record(report.to_dict(), folder, case.name)
+        told = report.judged
+        outcome = f"{gib(told.measured)}, {told.error:+.3f} %" if told else "out of memory"
+        print(f"{case.name}: {outcome} ({time.monotonic() - begun:.0f} s)", flush=True)
+
+
+def print_table(folder: Path) -> None:
+    """The errors of all records in the folder."""
+    documents = [json.loads(path.read_text()) for path in sorted(folder.glob("*--*.json"))]
+    print(f"\n{len(documents)} jobs\n{'error, %':24}{'jobs':>6}{'median':>10}{'95 %':>10}{'worst':>10}")
+    for name in QUANTITIES:
+        errors = sorted(
+            (one["error_percent"] for document in documents for one in document["quantities"] if one["name"] == name),
+            key=abs,
+        )
+        if errors:
+            most_of = abs(errors[min(len(errors) - 1, int(0.95 * len(errors)))])
+            median = statistics.median(map(abs, errors))
+            row = f"{len(errors):>6}{median:>10.3f}{most_of:>10.3f}{errors[-1]:>+10.3f}"
+            print(f"{name.removesuffix('_bytes').replace('_', ' '):24}{row}")
+    false = [d for d in documents if d["measurement"]["out_of_memory"] and d["runs_on_paper"]]
+    print(f"predicted to run, and out of memory: {len(false)}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=9, help="when to stop (default 9)")
+    parser.add_argument("--out", type=Path, default=ROOT / "profiles" / "measured", help="folder of the records")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="a few shrunken jobs")
+    parser.add_argument("--only", default="", help="jobs whose name holds this text")
+    parser.add_argument("--list", action="store_true", help="print the jobs, and leave")
+    asked = parser.parse_args()
+    deadline = time.monotonic() + 60 * asked.minutes
+    cases = [case for case in in_rounds(TINY_CASES if asked.tiny else CASES) if asked.only in case.name]
+    if asked.list:
+        print("\n".join(f"{case.kind:20}{case.name}" for case in cases))
+        return 0
+    try:
+        target = find_target(asked.device)
+    except NoUsableGpu as error:
+        print(error, file=sys.stderr)
+        return 3
+    asked.out.mkdir(parents=True, exist_ok=True)
+    failures = asked.out / "failures.json"
+    failed = json.loads(failures.read_text()) if failures.is_file() else {}
+    open_cases = [case for case in cases if not record_of(case, asked.out).exists() and case.name not in failed]
+    print(f"{len(cases)} jobs, {len(cases) - len(open_cases)} done before", flush=True)
+    workers = 1 if asked.tiny else min(len(open_cases) or 1, max(1, (os.cpu_count() or 2) - 2))
+    found = predict_all(open_cases, target, workers)
+    print(f"predictions in {write_predictions(found, target, asked.out)}", flush=True)
+    run_all(open_cases, found, target, asked.out, deadline)
+    print_table(asked.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
