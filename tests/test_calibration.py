@@ -97,7 +97,10 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Any) 
 
     monkeypatch.setattr(calibration, "find_gpu", none)
     assert main(["calibrate"]) == 3
-    assert capsys.readouterr().err == "fitplan: error: no NVIDIA driver runs on this machine\n"
+    said = capsys.readouterr().err
+    assert said.startswith("fitplan: error: a calibration runs on a GPU of this machine")
+    assert said.endswith("no NVIDIA driver runs on this machine\n")
+    assert said.count("\n") == 1
     assert main(["calibrate", "--device", "cpu"]) == 3
 
 

@@ -17,8 +17,8 @@ examples:
   fitplan validate llama-8b --runner trainer --json            transformers.Trainer instead of fitplan's own step
   fitplan validate smollm2-135m --device cpu --layers 2        without a GPU
 
-exit codes: 0 the prediction holds (out of memory as predicted included),
-2 bad input, 3 no usable GPU here, 4 the run failed or missed its tolerance
+exit codes: 0 the prediction holds (out of memory as predicted, too), 2 bad input, 3 no usable GPU here,
+4 the run failed or missed its tolerance
 """
 
 

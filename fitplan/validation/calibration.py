@@ -90,7 +90,11 @@ def calibrate(device: str = "cuda", timeout: float = 300) -> Calibration:
     """
     if device == "cpu":
         raise NoUsableGpu("only a GPU can be calibrated; name one by its index, or leave device out")
-    found = measure_gpu(find_gpu(device), timeout)
+    try:
+        target = find_gpu(device)
+    except NoUsableGpu as error:
+        raise NoUsableGpu(f"a calibration runs on a GPU of this machine, and none can be used: {error}") from error
+    found = measure_gpu(target, timeout)
     keep(found)
     return found
 
