@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from families import FAMILIES
 
 from fitplan.memory import estimate_trace
@@ -144,11 +145,12 @@ def _traced(family: str, gpu: Gpu, **settings: Any) -> Trace:
 
 def _state_bytes(optim: str, name: str, numbers: int) -> int:
     """bfloat16 weights: torch keeps two states in their type; bitsandbytes one byte and a scale for each 256 numbers,
-    but float32 for small tensors and for embeddings."""
+    but float32 for small tensors and, as ``Trainer`` asks since transformers 4.52, for embeddings."""
     states = {"sgd": 0, "lion_8bit": 1}.get(optim, 2)
     if optim in ("adamw_torch", "adamw_torch_fused"):
         return states * 2 * numbers + (4 if optim == "adamw_torch_fused" else 0)
-    if "8bit" in optim and numbers >= 4096 and "embed" not in name:
+    since_4_52 = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 52)
+    if "8bit" in optim and numbers >= 4096 and not ("embed" in name and since_4_52):
         return states * (numbers + 4 * -(-numbers // 256))
     return states * 4 * numbers
 
