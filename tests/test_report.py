@@ -227,7 +227,7 @@ def test_what_lies_beside_the_allocated_memory_is_told(dossier: Dossier) -> None
     beside = replace(dossier, check=replace(dossier.check, plans=(replace(first, memory=memory), *others)))
     drawn = pictures(beside)
     told = Page(page(beside, drawn))
-    for name in ("kept by the allocator", "paged optimizer states", "CUDA context"):
+    for name in ("allocator cache", "paged states", "CUDA context"):
         assert name in texts(drawn["totals"])
         assert name in told.text
     assert {4 * 2**30, 5 * 2**30, memory.bytes, memory.context.bytes} <= {size for size, _ in told.sizes}

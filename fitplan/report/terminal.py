@@ -158,8 +158,8 @@ def describe_recipe(setup: TrainingSetup) -> str:
 
 
 BESIDE_NAMES = {
-    "kept": "kept by the allocator",
-    "paged": "paged optimizer states",
+    "kept": "allocator cache",
+    "paged": "paged states",
     "context": "CUDA context",
 }
 
