@@ -213,6 +213,16 @@ LEVERS = (
 )
 """In the order of their pains. What the pains say is an order that can be argued about, not a measurement."""
 
+
+def _fits(verdict: Verdict) -> bool:
+    return verdict.fit is Fit.FITS
+
+
+def _runs(verdict: Verdict) -> bool:
+    """Whether it fits, or is tight."""
+    return verdict.fit is not Fit.DOES_NOT_FIT
+
+
 Evaluate = Callable[[TrainingSetup], MemoryEstimate | None]
 
 
@@ -241,10 +251,10 @@ class Advisor:
         found = [self._tried((step,), setup) for step, setup in self._steps(self._asked)]
         return tuple(p for p in found if p is not None and p.saved_bytes > 0)
 
-    def smallest_fix(self) -> Proposal | None:
-        """The changes that hurt least and make it fit; ``None`` if none is found."""
+    def smallest_fix(self, enough: Callable[[Verdict], bool] = _fits) -> Proposal | None:
+        """The changes that hurt least and are enough for it to fit; ``None`` if none is found."""
         leanest = self._evaluate(self._leanest())
-        if leanest is not None and judge(leanest, self._device).fit is not Fit.FITS:
+        if leanest is not None and not enough(judge(leanest, self._device)):
             return None
         order = itertools.count()
         waiting: list[tuple[int, int, TrainingSetup, tuple[Step, ...]]] = [(0, next(order), self._asked, ())]
@@ -254,7 +264,7 @@ class Advisor:
                 return None
             pain, _, setup, steps = heapq.heappop(waiting)
             proposal = self._tried(steps, setup)
-            if proposal is not None and proposal.verdict.fit is Fit.FITS:
+            if proposal is not None and enough(proposal.verdict):
                 return proposal
             for step, changed in self._steps(setup):
                 if changed not in seen:
@@ -366,7 +376,8 @@ class Advice:
 
     Attributes:
         asked: the setup as it was asked about.
-        fix: the changes that hurt least and make it fit; no steps where it fits already, ``None`` if none is found.
+        fix: the changes that hurt least and make it fit, or tight where nothing that is open does more; no steps where
+            it fits already, ``None`` if none is found.
         let_go: settings that were fixed and had to be changed for it.
         levers: each lever alone, what hurts least first.
         best: the method that changes most of the model and fits, with the largest batch.
@@ -398,7 +409,7 @@ def advise_on(
 ) -> Advice:
     """All advice for one question."""
     advisor = Advisor(asked, fixed, evaluate, device)
-    fix = advisor.smallest_fix()
+    fix = advisor.smallest_fix() or advisor.smallest_fix(_runs)
     let_go: tuple[str, ...] = ()
     for names in LET_GO:
         if fix is None and fixed & set(names):
