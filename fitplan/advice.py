@@ -409,7 +409,9 @@ def advise_on(
 ) -> Advice:
     """All advice for one question."""
     advisor = Advisor(asked, fixed, evaluate, device)
-    fix = advisor.smallest_fix() or advisor.smallest_fix(_runs)
+    fix = advisor.smallest_fix()
+    if fix is None and advisor.as_asked.verdict.fit is Fit.DOES_NOT_FIT:
+        fix = advisor.smallest_fix(_runs)
     let_go: tuple[str, ...] = ()
     for names in LET_GO:
         if fix is None and fixed & set(names):

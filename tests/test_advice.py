@@ -6,7 +6,7 @@ import pytest
 
 import fitplan
 from benchmarks import advice as advice_scenarios
-from fitplan.advice import LEVERS, Advisor, smallest_device
+from fitplan.advice import LEVERS, Advisor, advise_on, smallest_device
 from fitplan.cli.main import main
 from fitplan.devices.device import device_of_size, known_devices
 from fitplan.memory import MemoryEstimate, MemoryMoment
@@ -89,6 +89,29 @@ def test_the_first_proposal_is_an_experts(number: int) -> None:
     scenario = advice_scenarios.SCENARIOS[number]
     assert advice_scenarios.first_levers(scenario)[1] == scenario.first
     assert len(advice_scenarios.SCENARIOS) == 12
+
+
+def _advised(asked: dict[str, Any], usable: int, fixed: set[str]) -> Any:
+    device = device_of_size(usable)
+    return advise_on(TrainingSetup(**asked), frozenset(fixed), _made_up, device, known_devices())
+
+
+def test_what_is_made_tight_comes_before_letting_go() -> None:
+    """Without the context 6 GiB are needed as asked, 5 with one row; QLoRA would let go of the method."""
+    fixed = {"method", "gradient_checkpointing"}
+    needed = judge(_estimate(5 * GIB), device_of_size(99 * GIB)).memory.bytes
+    advice = _advised({"method": "lora", "batch_size": 2}, needed, fixed)
+    assert advice.fix.verdict.fit is Fit.TIGHT
+    assert [step.name for step in advice.fix.steps] == ["smaller batch, accumulated"]
+    assert advice.let_go == ()
+
+
+def test_what_is_tight_already_is_made_to_fit() -> None:
+    needed = judge(_estimate(5 * GIB), device_of_size(99 * GIB)).memory.bytes
+    advice = _advised({"method": "lora"}, needed, {"method"})
+    assert advice.asked.verdict.fit is Fit.TIGHT
+    assert advice.fix.verdict.fit is Fit.FITS
+    assert advice.let_go == ("method",)
 
 
 # --- with shipped models ----------------------------------------------------------------------------------------------
