@@ -263,28 +263,25 @@ def device_named(gpu: str | Device | None, vram: str | int | None) -> Device | N
 
 
 def _as_here(device: Device | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings; on a GPU of this machine with the allocator as the environment sets it.
-
-    The name of the variable is PyTorch's, the newer one first (pytorch ``c10/core/AllocatorConfig.cpp``).
-    """
+    """The settings; on a GPU of this machine with the allocator as the environment sets it."""
     if device is None or not device.is_here or "expandable_segments" in settings:
         return settings
-    from fitplan.allocator.settings import AllocatorSettings
+    from fitplan.allocator.settings import VARIABLES, AllocatorSettings
 
-    text = next(
-        (os.environ[name] for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF") if name in os.environ), ""
-    )
+    text = next((os.environ[name] for name in VARIABLES if name in os.environ), "")
     try:
         return {**settings, "expandable_segments": AllocatorSettings.parse(text).expandable_segments}
     except InputError:  # what is not modelled decides nothing here
         return settings
 
 
+def usual_length(model: ModelConfig) -> int:
+    """The length where none is given: the default, or what the model knows positions for, if that is less."""
+    return min(DEFAULT_SEQ_LEN, model.positions or DEFAULT_SEQ_LEN)
+
+
 def _with_length(model: ModelConfig, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings; where no length is given and the model knows fewer positions than the default, what it can take."""
-    if "seq_len" in settings or model.positions is None or model.positions >= DEFAULT_SEQ_LEN:
-        return settings
-    return {**settings, "seq_len": model.positions}
+    return {"seq_len": usual_length(model), **settings}
 
 
 def _setups(method: Method | str | None, settings: dict[str, Any]) -> list[TrainingSetup]:

@@ -7,6 +7,10 @@ from fitplan.cuda import LARGE_SEGMENT
 from fitplan.errors import InputError
 from fitplan.units import MIB
 
+VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Where the settings stand; the newer name, which torch knows since 2.9, counts first (pytorch
+``c10/core/AllocatorConfig.cpp``)."""
+
 _WITHOUT_EFFECT = frozenset({
     "graph_capture_record_stream_reuse", "pinned_free_catch_all", "pinned_max_cached_size_mb",
     "pinned_max_round_threshold_mb", "pinned_num_register_threads", "pinned_reserve_segment_size_mb",

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from fitplan.advice import AdviceReport
     from fitplan.plan import CheckReport
 
-if TYPE_CHECKING:
-    from fitplan.plan import CheckReport
-
 
 def check(
     model: str,
@@ -148,7 +145,7 @@ def report(
 
 def tui(model: str | None, gpu: str | None, vram: str | None, **settings: Any) -> int:
     """``fitplan tui``."""
-    from fitplan.errors import InputError, MissingDependency
+    from fitplan.errors import MissingDependency
 
     if not at_terminal():
         raise InputError("the terminal app needs a terminal; fitplan check answers without one")

@@ -1,7 +1,7 @@
 """What the caching allocator adds to a step, known at some shapes and estimated between them.
 
 How blocks of thousands of sizes fall into segments has no formula. It is replayed at some shapes when a footprint is
-made; a job in between gets what its neighbours have, and how far they differ.
+made; a job in between lies on the line between its neighbours, and says how far it may be off.
 """
 
 from bisect import bisect_left

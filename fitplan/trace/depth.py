@@ -46,7 +46,7 @@ class Depth:
         return range(self.head, self.head + self.period)
 
 
-_DEPTH_FIELDS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "decoder_layers", "encoder_layers")
+DEPTH_FIELDS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "decoder_layers", "encoder_layers")
 
 
 def shorten(config: Any, more_edge: int = 0) -> tuple[Any, dict[str, Depth]]:
@@ -57,7 +57,7 @@ def shorten(config: Any, more_edge: int = 0) -> tuple[Any, dict[str, Depth]]:
     """
     short = copy.deepcopy(config)
     cut: dict[str, Depth] = {}
-    names = [name for name in _DEPTH_FIELDS if isinstance(getattr(config, name, None), int)]
+    names = [name for name in DEPTH_FIELDS if isinstance(getattr(config, name, None), int)]
     names = [name for name in names if name not in config.attribute_map] or names
     if not config.is_encoder_decoder:
         names = names[:1]

@@ -89,6 +89,9 @@ def moment_name(phase: Phase, part: str, layer: Layer | None) -> str:
     return f"{verb} of {stack}layer {layer.index}"
 
 
+MICRO_BATCHES = 2
+"""Most of a step's micro-batches that a trace holds: those after the second are like it."""
+
 CUBLAS_CREATE = "cublasCreate"
 """The ``op`` of a cuBLAS handle's workspace."""
 

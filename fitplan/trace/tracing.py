@@ -20,7 +20,7 @@ from fitplan.step.job import Observer, Place
 from fitplan.step.model import build_skeleton, load_model, warmed_up
 from fitplan.step.run import train
 from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten
-from fitplan.trace.events import CUBLAS_CREATE, Allocation, Category, Layer, Trace, layer_of_path
+from fitplan.trace.events import CUBLAS_CREATE, MICRO_BATCHES, Allocation, Category, Layer, Trace, layer_of_path
 from fitplan.trace.flash_attn import flash_attn_package
 from fitplan.trace.kernels import Gpu
 from fitplan.trace.meta import meta_device
@@ -110,7 +110,7 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
         model = load_model(skeleton, config, setup, place, observe)
         recorder.watch(model)
         stack.enter_context(recorder.module_calls())
-        train(model, config, setup, place, observe, micro_batches=min(2, setup.gradient_accumulation_steps))
+        train(model, config, setup, place, observe, micro_batches=min(MICRO_BATCHES, setup.gradient_accumulation_steps))
         trace = recorder.finish()
     attention = Attention(str(model.config._attn_implementation))
     return _ShortRun(trace, parameters_of(model, setup), attention)

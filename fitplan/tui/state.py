@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
+from fitplan.api import usual_length
 from fitplan.errors import InputError, SetupConflict
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import DEFAULT_SEQ_LEN, Method, TrainingSetup, settings_for
+from fitplan.setup import Method, TrainingSetup, settings_for
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,6 @@ _ORDER = tuple(f.name for f in fields(TrainingSetup))
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def usual_length(model: ModelConfig) -> int:
-    """The length where none was chosen: the usual one, or what the model can take."""
-    return min(DEFAULT_SEQ_LEN, model.positions or DEFAULT_SEQ_LEN)
 
 
 @dataclass(frozen=True)

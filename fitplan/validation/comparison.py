@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fitplan.allocator.caching import CachingAllocator
-from fitplan.allocator.settings import EXPANDABLE, PLAIN
+from fitplan.allocator.settings import AllocatorSettings
 from fitplan.phase import Phase
 from fitplan.trace.events import CUBLAS_CREATE, Trace
 from fitplan.validation.job import Measurement, OutOfMemory, PhaseMemory
@@ -25,7 +25,7 @@ MOST_LISTED = 8
 
 def predicted_phases(trace: Trace, *, expandable: bool) -> tuple[PhaseMemory, ...]:
     """What each phase of a traced run is expected to measure, by a replay through the caching allocator."""
-    allocator = CachingAllocator(EXPANDABLE if expandable else PLAIN)
+    allocator = CachingAllocator(AllocatorSettings(expandable_segments=expandable))
     blocks: dict[int, Any] = {}
     peaks: dict[tuple[Phase, int], list[int]] = {}
     for event, moment in zip(trace.events, trace.moments, strict=True):

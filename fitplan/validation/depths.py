@@ -7,12 +7,13 @@ from typing import Any
 from fitplan.errors import InputError
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
-from fitplan.tracer import Progress, trace_job
-from fitplan.validation.comparison import predicted_phases
+from fitplan.trace.depth import DEPTH_FIELDS
+from fitplan.tracer import Progress
 from fitplan.validation.report import ValidationReport
-from fitplan.validation.runner import Options, Target, Watch, validate_job
+from fitplan.validation.runner import Options, Target, Watch, forecast, validate_job
 
-_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+_DEPTHS = (*DEPTH_FIELDS, "n_layer")
+"""As a ``config.json`` may spell them: transformers knows ``n_layer`` of GPT-2 by another name."""
 
 
 def shortened(model: ModelConfig, layers: int) -> ModelConfig:
@@ -118,6 +119,7 @@ def validate_depths(
     if pair[0] is None or pair[1] is None:
         raise InputError("a run ended out of memory; choose fewer layers or a smaller job")
     low, high = pair[0], pair[1]
+    field = high.name.removeprefix("peak_")
     beyond, between = full - many, many - few
     slope = (high.measured - low.measured) / between
     miss = ((high.predicted - high.measured) - (low.predicted - low.measured)) / between
@@ -126,7 +128,7 @@ def validate_depths(
         (shallow, deep),
         (few, many, full),
         high.name,
-        _predicted(model, setup, target, high.name, progress),
+        max(getattr(phase, field) or 0 for phase in forecast(model, setup, target, None, progress).phases),
         round(high.measured + slope * beyond),
         round(abs(miss) * beyond),
     )
@@ -139,11 +141,3 @@ def _depth(model: ModelConfig) -> int:
     if len(named) != 1:
         raise InputError(f"the stacks of {model.name} are not equally deep; give one depth")
     return named.pop()
-
-
-def _predicted(model: ModelConfig, setup: TrainingSetup, target: Target, name: str, progress: Progress) -> int:
-    run = trace_job(model, setup, target.gpu.capability if target.gpu else None, progress)
-    field = name.removeprefix("peak_")
-    return max(
-        getattr(phase, field) or 0 for phase in predicted_phases(run.trace, expandable=setup.expandable_segments)
-    )

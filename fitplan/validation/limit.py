@@ -8,8 +8,8 @@ from typing import Any
 from fitplan.errors import InputError
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import MAX_STEP_TOKENS, MAX_TOKENS, TrainingSetup
-from fitplan.tracer import Progress, trace_job
-from fitplan.validation.runner import Options, Target, runs_on_paper, validate_job
+from fitplan.tracer import Progress
+from fitplan.validation.runner import Options, Target, forecast, validate_job
 
 SCHEMA = "fitplan.limit/1"
 
@@ -95,9 +95,7 @@ def find_limit(
 
     def is_predicted_to_run(units: int) -> bool:
         progress(f"predicting {axis} {units * unit}")
-        capability = target.gpu.capability if target.gpu else None
-        trace = trace_job(model, at(units), capability, progress).trace
-        return runs_on_paper(trace, setup, target, options.limit_bytes)
+        return forecast(model, at(units), target, options.limit_bytes, progress).runs_on_paper
 
     trials: list[Trial] = []
     ran = setup

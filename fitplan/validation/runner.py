@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fitplan.allocator.replay import replay
-from fitplan.allocator.settings import EXPANDABLE, PLAIN
+from fitplan.allocator.settings import VARIABLES, AllocatorSettings
 from fitplan.devices.context import context_on
 from fitplan.devices.detect import MigSlice, choose, detect, to_device
 from fitplan.devices.device import Device
 from fitplan.errors import InputError, NoUsableGpu
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
-from fitplan.trace.events import Trace
+from fitplan.trace.events import MICRO_BATCHES, Trace
 from fitplan.tracer import Progress, installed_versions, trace_job
 from fitplan.units import gib
 from fitplan.validation.comparison import (
@@ -41,9 +41,6 @@ TOLERANCE = 2.0
 MOST_SECONDS = 10**6
 """A run may take: more than a week."""
 
-TRACED_MICRO_BATCHES = 2
-"""Of a step that accumulates more, the trace holds this many: runs are compared in their peaks only."""
-
 
 @dataclass(frozen=True)
 class Target:
@@ -59,11 +56,6 @@ class Target:
     place: str
     gpu: Device | None
     environment: Mapping[str, str]
-
-    @property
-    def has_meter(self) -> bool:
-        """Whether the run is measured by PyTorch's allocator."""
-        return self.gpu is not None
 
 
 def find_target(device: str) -> Target:
@@ -169,14 +161,16 @@ def forecast(
 
     """
     run = trace_job(model, setup, target.gpu.capability if target.gpu else None, progress)
-    return Forecast(
-        model,
-        setup.with_(attn=run.attention, task=run.task),
-        run.trace,
-        predicted_phases(run.trace, expandable=setup.expandable_segments),
-        context_on(target.gpu).bytes if target.has_meter else 0,
-        runs_on_paper(run.trace, setup, target, limit_bytes),
-    )
+    resolved = setup.with_(attn=run.attention, task=run.task)
+    phases = predicted_phases(run.trace, expandable=setup.expandable_segments)
+    if target.gpu is None:
+        runs = limit_bytes is None or max(phase.requested_bytes for phase in phases) <= limit_bytes
+        return Forecast(model, resolved, run.trace, phases, 0, runs)
+    context = context_on(target.gpu).bytes
+    room = limit_bytes if limit_bytes is not None else target.gpu.usable_bytes - context
+    settings = AllocatorSettings(expandable_segments=setup.expandable_segments)
+    runs = replay(run.trace, settings, room).out_of_memory is None
+    return Forecast(model, resolved, run.trace, phases, context, runs)
 
 
 def validate_job(
@@ -224,7 +218,7 @@ def validate_forecast(
             events=events if options.history and options.runner is Runner.STEP else None,
         )
         measurement = _measured(job, target, folder, options, progress, watch)
-        births = list(measured_births(events)) if job.events and accumulation <= TRACED_MICRO_BATCHES else []
+        births = list(measured_births(events)) if job.events and accumulation <= MICRO_BATCHES else []
     known, births = (
         comparable(found, all_in_first=accumulation == 1, on_cpu=target.gpu is None, ended_in=measurement.out_of_memory)
         for found in (predicted_births(said.trace) if births else (), births)
@@ -246,15 +240,6 @@ def validate_forecast(
     )
 
 
-def runs_on_paper(trace: Trace, setup: TrainingSetup, target: Target, limit: int | None) -> bool:
-    """Whether the allocator gets through the trace within the limit, or the memory that is free."""
-    if target.gpu is None:
-        phases = predicted_phases(trace, expandable=False)
-        return limit is None or max(phase.requested_bytes for phase in phases) <= limit
-    room = limit if limit is not None else target.gpu.usable_bytes - context_on(target.gpu).bytes
-    return replay(trace, EXPANDABLE if setup.expandable_segments else PLAIN, room).out_of_memory is None
-
-
 def _check_room(said: Forecast, target: Target, options: Options) -> None:
     if target.gpu is None or options.force:
         return
@@ -266,9 +251,6 @@ def _check_room(said: Forecast, target: Target, options: Options) -> None:
             "choose a smaller job, or force it to see how far it gets"
         )
 
-
-ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-"""Both are set, whatever the user's shell says: the newer name comes first where torch knows it (2.9)."""
 
 FOLDER_VARIABLES = ("TMPDIR", "TEMP", "TMP")
 """What the run leaves behind when it is killed goes with this process's folder."""
@@ -282,7 +264,7 @@ def _measured(job: Job, target: Target, folder: str, options: Options, progress:
     progress("starting the run")
     environment = {
         **target.environment,
-        **dict.fromkeys(ALLOCATOR_VARIABLES, f"expandable_segments:{job.setup.expandable_segments}"),
+        **dict.fromkeys(VARIABLES, f"expandable_segments:{job.setup.expandable_segments}"),
         **dict.fromkeys(FOLDER_VARIABLES, folder),
     }
     return measure(job, timeout=options.timeout, watch=told, environment=environment)
