@@ -16,7 +16,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,18 @@ class Versions:
     transformers: str
     peft: str
     accelerate: str
+    liger_kernel: str = ""
 
     @property
     def name(self) -> str:
         """The folder of the environment."""
-        return f"transformers-{self.transformers}_peft-{self.peft}_accelerate-{self.accelerate}"
+        return "_".join(f"{library}-{version}" for library, version in vars(self).items() if version)
 
     @property
     def requirements(self) -> list[str]:
         """What pip is asked for."""
         chosen = {**vars(self), "torch": TORCH, "bitsandbytes": BITSANDBYTES}
-        return [f"{library}=={version}" for library, version in sorted(chosen.items())] + ["rich"]
+        return [f"{library}=={version}" for library, version in sorted(chosen.items()) if version]
 
 
 @dataclass(frozen=True)
@@ -176,20 +177,25 @@ def _fms_row(row: dict[str, Any]) -> Row:
 
 OPERATOR_VERSIONS = Versions("4.45.2", "0.13.2", "1.0.1")
 CAPABILITIES = {
-    "NVIDIA A100-SXM4-80GB": (8, 0),
-    "NVIDIA H100 80GB HBM3": (9, 0),
-    "NVIDIA GeForce RTX 4090": (8, 9),
+    "NVIDIA A100-SXM4-80GB": ((8, 0), 108),
+    "NVIDIA H100 80GB HBM3": ((9, 0), 132),
+    "NVIDIA GeForce RTX 4090": ((8, 9), 128),
 }
+"""Compute capability, and multiprocessors."""
 
 
-def _operators() -> list[Row]:
+def _operators(liger: bool) -> list[Row]:
     rows = []
     for row in _load("liger_ops.json"):
-        job = {"kind": "operator", "capability": CAPABILITIES[row["gpu"]]}
+        if row["by_liger"] is not liger:
+            continue
+        capability, multiprocessors = CAPABILITIES[row["gpu"]]
+        job = {"kind": "operator", "capability": capability, "multiprocessors": multiprocessors, "liger": liger}
         job |= {name: row[name] for name in ("operator", "mode", "x", "config")}
         label = f"{row['operator']}, {row['mode']}, {row['x_name']}={row['x']}"
         measured = {"peak": row["measured_bytes"]}
-        rows.append(Row(label, row["source"], OPERATOR_VERSIONS, job, measured))
+        versions = replace(OPERATOR_VERSIONS, liger_kernel=row["liger"]) if liger else OPERATOR_VERSIONS
+        rows.append(Row(label, row["source"], versions, job, measured))
     return rows
 
 
@@ -268,7 +274,8 @@ ROWS: dict[str, Callable[[], list[Row]]] = {
     "mistral-trainer": lambda: _fms(PLAIN, KNOWN_VERSIONS),
     "mistral-sft": lambda: _fms(SFT, (*KNOWN_VERSIONS, "4.39.3", None)),
     "mistral-old": lambda: _fms(PLAIN, ("4.39.3", None)),
-    "operators": _operators,
+    "operators": lambda: _operators(liger=False),
+    "liger": lambda: _operators(liger=True),
     "metamathqa": _metamathqa,
     "notebook": _notebook,
 }
@@ -300,7 +307,7 @@ def _environment(versions: Versions, folder: Path, pip_args: list[str]) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, *pip_args, *versions.requirements], check=True, stdout=sys.stderr)
-    subprocess.run([*pip, "--no-deps", "-e", ROOT], check=True, stdout=sys.stderr)
+    subprocess.run([*pip, "-e", ROOT], check=True, stdout=sys.stderr)
     marker.write_text(wanted)
     return python
 

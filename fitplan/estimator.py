@@ -19,7 +19,6 @@ from fitplan.tracer import Progress, installed_versions, needed_for, trace_job
 
 if TYPE_CHECKING:
     from fitplan.footprint.survey import Survey
-    from fitplan.trace.tracing import TracedRun
 
 SHIPPED, TRACE = "shipped", "trace"
 
@@ -182,20 +181,21 @@ def survey_of(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, i
     with needed_for("tracing a model"):
         from fitplan.footprint.survey import LONGEST, Survey
 
-    def trace_at(shape: Shape) -> "TracedRun":
-        rank = {"lora_r": shape.lora_r} if setup.lora_r else {}
-        shaped = setup.with_(
-            batch_size=shape.batch_size,
-            seq_len=shape.seq_len,
-            gradient_accumulation_steps=shape.gradient_accumulation_steps,
-            **rank,
-        )
-        return trace_job(model, shaped, capability, progress)
-
     return Survey(
-        trace_at,
+        lambda shape: trace_job(model, shaped(setup, shape), capability, progress),
         capability,
         with_rank=setup.lora_r is not None,
         positions=model.positions or LONGEST,
         turning_points=model.windows,
+    )
+
+
+def shaped(setup: TrainingSetup, shape: Shape) -> TrainingSetup:
+    """The setup with another shape."""
+    rank = {"lora_r": shape.lora_r} if setup.lora_r else {}
+    return setup.with_(
+        batch_size=shape.batch_size,
+        seq_len=shape.seq_len,
+        gradient_accumulation_steps=shape.gradient_accumulation_steps,
+        **rank,
     )

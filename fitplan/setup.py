@@ -136,6 +136,8 @@ class TrainingSetup:
     attn: Attention | None = None
     """``None``: transformers' own choice, SDPA where the model supports it, else eager."""
     optim: Optim = Optim.ADAMW_TORCH_FUSED
+    use_liger_kernel: bool = False
+    """Fused kernels for norms, rotary positions, MLPs and the loss, which never keeps the logits of all tokens."""
     expandable_segments: bool = False
     """Whether ``PYTORCH_CUDA_ALLOC_CONF`` says ``expandable_segments:True``."""
     padding: Padding = Padding.NONE
@@ -277,7 +279,7 @@ def _check_ranges(setup: TrainingSetup) -> None:
     targets = setup.target_modules
     if targets is not None and (not targets or not all(isinstance(t, str) and t for t in targets)):
         raise InputError(f"target_modules must be module names or {ALL_LINEAR!r}, not {targets!r}")
-    for name in ("double_quant", "kbit_prepare", "gradient_checkpointing", "expandable_segments"):
+    for name in ("double_quant", "kbit_prepare", "gradient_checkpointing", "use_liger_kernel", "expandable_segments"):
         value = getattr(setup, name)
         if value is not None and not isinstance(value, bool):
             raise InputError(f"{name} must be true or false, not {value!r}")

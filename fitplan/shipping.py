@@ -6,17 +6,20 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from fitplan.errors import FitplanError, InputError, ModelNotSupported
-from fitplan.estimator import survey_of
+from fitplan.estimator import shaped, survey_of
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint
 from fitplan.footprint.recipe import Recipe, kernels_of, recipe_of
 from fitplan.footprint.size import NoFormula, Shape
 from fitplan.footprint.store import SHIPPED_NAME, digest_of, shipped_document
+from fitplan.footprint.survey import optimizer_footprint
 from fitplan.memory import estimate_trace
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import Attention, Dtype, Method, MixedPrecision, Optim, TrainingSetup
+from fitplan.trace.tracing import TracedRun
 from fitplan.tracer import installed_versions, trace_job
 
 CAPABILITY = (8, 0)
@@ -115,15 +118,17 @@ def _optimizer(
     model: ModelConfig, setup: TrainingSetup, ranks: tuple[int, int], progress: Callable[[str], None]
 ) -> list[tuple[tuple[int, int], OptimizerFootprint]]:
     """What an optimizer adds: for all ranks, else for those that people use."""
-    survey = survey_of(model, setup, CAPABILITY, progress)
-    try:
-        return [(ranks, survey.optimizer())]
-    except NoFormula:
-        pass
+
+    @cache
+    def trace_at(shape: Shape) -> TracedRun:
+        return trace_job(model, shaped(setup, shape), CAPABILITY, progress, only_optimizer=True)
+
+    with contextlib.suppress(NoFormula):
+        return [(ranks, optimizer_footprint(trace_at, CAPABILITY, ranks))]
     found = []
     for rank in RANKS:
         with contextlib.suppress(NoFormula):  # then a job with this rank is traced
-            found.append(((rank, rank), survey.optimizer_at(rank)))
+            found.append(((rank, rank), optimizer_footprint(trace_at, CAPABILITY, (rank, rank))))
     return found
 
 
@@ -135,8 +140,7 @@ def _checked(
     shape = replace(CHECKED, lora_r=setup.lora_r or 0)
     piece = footprint.piece(shape)
     if piece is not None:
-        shaped = setup.with_(batch_size=shape.batch_size, seq_len=shape.seq_len)
-        traced = estimate_trace(trace_job(model, shaped, CAPABILITY, progress).trace)
+        traced = estimate_trace(trace_job(model, shaped(setup, shape), CAPABILITY, progress).trace)
         if piece.with_optimizer(optimizer).estimate(shape, CAPABILITY) != traced:
             raise NoFormula(f"the formula does not give the trace of {shape}")
     return footprint, optimizer

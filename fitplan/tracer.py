@@ -54,9 +54,14 @@ def needed_for(what: str) -> Iterator[None]:
 
 
 def trace_job(
-    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int] | None, progress: Progress
+    model: ModelConfig,
+    setup: TrainingSetup,
+    capability: tuple[int, int] | None,
+    progress: Progress,
+    *,
+    only_optimizer: bool = False,
 ) -> "TracedRun":
-    """The training step of ``setup``, traced for a GPU of that compute capability, or for the CPU.
+    """The training step of ``setup``, or its optimizer's alone, traced for a GPU of that compute capability or the CPU.
 
     Raises:
         MissingDependency: torch and its companions are not installed.
@@ -75,6 +80,7 @@ def trace_job(
                 load_config(model.settings),
                 setup,
                 Gpu(capability) if capability else None,
+                only_optimizer=only_optimizer,
                 progress=lambda what: progress(f"{setup.method}: {what}"),
             )
         except FitplanError:

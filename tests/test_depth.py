@@ -1,11 +1,12 @@
 """Replicated layers: the trace of a few layers, deepened, is the trace of all of them."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 from families import FAMILIES, first_difference
 
-from fitplan.setup import TrainingSetup
+from fitplan.setup import Optim, TrainingSetup
 from fitplan.step.architecture import load_config
 from fitplan.trace import tracing
 from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten
@@ -53,6 +54,27 @@ def test_replicas_equal_the_full_depth(family: str, method: str) -> None:
     assert {(g.storage, g.why, g.parameters, g.bytes) for g in short.parameters} == {
         (g.storage, g.why, g.parameters, g.bytes) for g in full.parameters
     }
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("optim", Optim)
+def test_replicas_have_all_states(optim: Optim, method: str) -> None:
+    """Matrices are large enough to be paged; the optimizer alone takes what it takes in the step."""
+    config = load_config({**FAMILIES["llama"], "num_hidden_layers": 9, **WIDE})
+    setup = TrainingSetup(method=method, optim=optim, seq_len=16)
+    ways: list[dict[str, bool]] = [{"full_depth": True}, {}, {"only_optimizer": True}]
+    full, short, alone = (tracing.trace_training(config, setup, Gpu(), **way) for way in ways)
+    if optim is not Optim.ADAFACTOR:  # what it keeps of a layer depends on the layers before: all are traced
+        assert short.layers_traced != full.layers_traced
+    assert _states(short.trace) == _states(full.trace) == _states(alone.trace)
+
+
+WIDE = {"hidden_size": 320, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
+
+
+def _states(trace: Trace) -> dict[int, int]:
+    """How many states there are of which size."""
+    return Counter(a.size for a in trace.allocations if a.category is Category.OPTIMIZER_STATES)
 
 
 def _ordered(trace: Trace) -> list[tuple[int, Moment]]:

@@ -39,6 +39,7 @@ from fitplan.step.job import Place
 from fitplan.step.model import build_skeleton, load_model
 from fitplan.trace.events import Allocation, Category, Trace
 from fitplan.trace.kernels import Gpu
+from fitplan.trace.liger import liger_on_meta
 from fitplan.trace.meta import meta_device
 from fitplan.trace.recorder import Recorder
 from fitplan.trace.tracing import trace_training
@@ -258,9 +259,13 @@ def operator_peak(job: Job) -> Result:
 
     Source: linkedin/Liger-Kernel ``benchmark/scripts/``: ``utils.py`` (``_test_memory``) and one script an operator.
     """
-    with _Program(Gpu(tuple(job["capability"]))) as program:
+    gpu = Gpu(tuple(job["capability"]), job["multiprocessors"])
+    with ExitStack() as stack:
+        if job["liger"]:
+            stack.enter_context(liger_on_meta(gpu))
+        program = stack.enter_context(_Program(gpu))
         settings = {name.lower(): value for name, value in job["config"].items()}
-        operator = OPERATORS[job["operator"]](job["x"], **settings)
+        operator = (LIGER_OPERATORS if job["liger"] else OPERATORS)[job["operator"]](job["x"], **settings)
         program.open_cublas(operator.cublas_handles)  # all, also for a forward: the script ran backward before
         if job["mode"] == "backward":
             output = operator.forward()
@@ -348,19 +353,33 @@ def _fused_add_rms_norm(x: int, m: int, dtype: str, eps: float) -> Operator:
 
 
 def _gated_mlp(
-    x: int, hidden_size: int, intermediate_size: int, hidden_act: str, dtype: str, b: int = 0, bsz: int = 0, **_: Any
+    x: int,
+    hidden_size: int,
+    intermediate_size: int,
+    hidden_act: str,
+    dtype: str,
+    b: int = 0,
+    bsz: int = 0,
+    kind: type[torch.nn.Module] | None = None,
+    **_: Any,
 ) -> Operator:
     from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
 
     config = LlamaConfig(hidden_size=hidden_size, intermediate_size=intermediate_size, hidden_act=hidden_act)
     with torch.device("meta"):
-        mlp = LlamaMLP(config).to(_dtype(dtype))
+        mlp = (kind or LlamaMLP)(config).to(_dtype(dtype))
     hidden = _input(b or bsz, x, hidden_size, dtype=dtype)
     return Operator(lambda: mlp(hidden), _with_random_gradient, 2)
 
 
 def _rope(
-    x: int, dtype: str, num_q_heads: int, num_kv_heads: int, hidden_size: int | None = None, seq_len: int | None = None
+    x: int,
+    dtype: str,
+    num_q_heads: int,
+    num_kv_heads: int,
+    hidden_size: int | None = None,
+    seq_len: int | None = None,
+    rotate: Callable[..., Any] | None = None,
 ) -> Operator:
     """The script computes the angles first: a matrix product, which opens a cuBLAS handle."""
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -377,7 +396,9 @@ def _rope(
     def backward(outputs: Any) -> None:
         torch.autograd.grad(outputs, (query, key), gradients, allow_unused=True, retain_graph=True)
 
-    return Operator(lambda: apply_rotary_pos_emb(query, key, cos, sin), backward, 1, (positions, frequencies))
+    return Operator(
+        lambda: (rotate or apply_rotary_pos_emb)(query, key, cos, sin), backward, 1, (positions, frequencies)
+    )
 
 
 OPERATORS: dict[str, Callable[..., Operator]] = {
@@ -391,6 +412,69 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "tiled_swiglu": _gated_mlp,
     "tiled_geglu": _gated_mlp,
     "rope": _rope,
+}
+
+# Liger's own variants. Where a script builds both, the other's weights stay.
+
+
+def _liger_cross_entropy(x: int, b: int, t: int) -> Operator:
+    from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
+
+    logits, loss = _input(b * t, x, dtype="float32"), LigerCrossEntropyLoss()
+    target = torch.ones(b * t, dtype=torch.int64, device="meta")
+    return Operator(lambda: loss(logits, target), torch.Tensor.backward)
+
+
+def _liger_fused_linear_cross_entropy(x: int, h: int, v: int, mode: str, dtype: str) -> Operator:
+    from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+    plain, loss = _fused_linear_cross_entropy(x, h, v, mode, dtype), LigerFusedLinearCrossEntropyLoss()
+    hidden, target = _input(x, h, dtype=dtype), torch.ones(x, dtype=torch.int64, device="meta")
+    head = torch.nn.Linear(h, v, bias=False, dtype=_dtype(dtype), device="meta")
+    return Operator(lambda: loss(head.weight, hidden, target), torch.Tensor.backward, 2, plain.kept)
+
+
+def _liger_rms_norm(x: int, m: int, dtype: str, eps: float) -> Operator:
+    from liger_kernel.transformers.rms_norm import LigerRMSNorm
+
+    return _norm(LigerRMSNorm(x, eps=eps).to("meta"), _RMSNorm(x, eps), _input(m, x, dtype=dtype))
+
+
+def _liger_layer_norm(x: int, m: int, dtype: str, eps: float) -> Operator:
+    from liger_kernel.transformers.layer_norm import LigerLayerNorm
+
+    other = torch.nn.LayerNorm(x, eps=eps, device="meta")
+    return _norm(LigerLayerNorm(x, eps=eps).to("meta"), other, _input(m, x, dtype=dtype))
+
+
+def _liger_swiglu(x: int, **settings: Any) -> Operator:
+    from liger_kernel.transformers.swiglu import LigerSwiGLUMLP
+
+    return _gated_mlp(x, **settings, kind=LigerSwiGLUMLP)
+
+
+def _liger_geglu(x: int, **settings: Any) -> Operator:
+    from liger_kernel.transformers.geglu import LigerGEGLUMLP
+
+    return _gated_mlp(x, **settings, kind=LigerGEGLUMLP)
+
+
+def _liger_rope(x: int, **settings: Any) -> Operator:
+    from liger_kernel.transformers.rope import liger_rotary_pos_emb
+
+    return _rope(x, **settings, rotate=liger_rotary_pos_emb)
+
+
+LIGER_OPERATORS: dict[str, Callable[..., Operator]] = {
+    "cross_entropy": _liger_cross_entropy,
+    "fused_linear_cross_entropy": _liger_fused_linear_cross_entropy,
+    "rms_norm": _liger_rms_norm,
+    "layer_norm": _liger_layer_norm,
+    "swiglu": _liger_swiglu,
+    "geglu": _liger_geglu,
+    "tiled_swiglu": _liger_swiglu,
+    "tiled_geglu": _liger_geglu,
+    "rope": _liger_rope,
 }
 
 KINDS: dict[str, Callable[[Job], Result]] = {

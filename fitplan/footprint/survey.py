@@ -58,6 +58,25 @@ class _Stretch(NamedTuple):
     step: int
 
 
+def optimizer_footprint(
+    trace_at: "Callable[[Shape], TracedRun]", capability: tuple[int, int], ranks: tuple[int, int]
+) -> OptimizerFootprint:
+    """What an optimizer adds, for these ranks and all between; it does not depend on batch size and length.
+
+    Args:
+        trace_at: traces the optimizer at a shape.
+        capability: of the GPU that is traced.
+        ranks: least and most; 0 where there are no adapters.
+
+    Raises:
+        NoFormula: it has none, as where an optimizer treats small parameters in another way.
+
+    """
+    shapes = [Shape(1, SHORTEST, rank) for rank in ranks]
+    low, high = (Corner(trace_at(shape).trace, shape, capability) for shape in shapes)
+    return derive(low, high, Region((1, 1), (SHORTEST, SHORTEST), 1, ranks, SHORTEST))[1]
+
+
 class Survey:
     """The survey of one recipe.
 
@@ -104,25 +123,6 @@ class Survey:
         assert optimizer is not None, "there is at least one stretch"
         run = next(iter(self._corners.values()))[1]
         return Footprint(tuple(pieces), str(run.attention), str(run.task), versions), optimizer
-
-    def optimizer(self) -> OptimizerFootprint:
-        """What the recipe's optimizer adds, for any rank; it does not depend on batch size and length.
-
-        Raises:
-            NoFormula: it has none, as where an optimizer treats small parameters in another way.
-
-        """
-        low, high = (self._traced(Shape(1, SHORTEST, rank)) for rank in self._ranks)
-        return self._optimizer_between(low, high)
-
-    def optimizer_at(self, rank: int) -> OptimizerFootprint:
-        """The same for one rank."""
-        corner = self._traced(Shape(1, SHORTEST, rank))
-        return self._optimizer_between(corner, corner)
-
-    def _optimizer_between(self, low: Corner, high: Corner) -> OptimizerFootprint:
-        ranks = low.shape.lora_r, high.shape.lora_r
-        return derive(low, high, Region((1, 1), (SHORTEST, SHORTEST), 1, ranks, SHORTEST))[1]
 
     # --- which lengths -----------------------------------------------------------------------------------------------
 

@@ -48,6 +48,8 @@ def load_model(
     _load_weights(model, setup, place.device, observe)
     observe(Phase.PREPARE)
     trained: Any = model if setup.method is Method.FULL else _add_adapters(model, config, setup)
+    if setup.use_liger_kernel:
+        _apply_liger(model)
     trained.train()
     if setup.gradient_checkpointing:
         _enable_checkpointing(trained, setup)
@@ -203,6 +205,17 @@ _PEFT_TASKS = {
     Task.MASKED_LM: None,
     Task.SEQUENCE_CLASSIFICATION: "SEQ_CLS",
 }
+
+
+def _apply_liger(model: PreTrainedModel) -> None:
+    """As ``Trainer(use_liger_kernel=True)`` does, to the model inside the adapters."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    kind = model.config.model_type
+    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise InputError(f"use_liger_kernel: Liger has no kernels for models of type {kind}; leave it out")
+    _apply_liger_kernel_to_instance(model=model)
 
 
 def _enable_checkpointing(model: Any, setup: TrainingSetup) -> None:

@@ -65,15 +65,34 @@ def train(
             (loss if scale is None else loss * scale).backward()
             total_loss += loss.detach()
             del loss
-        observe(Phase.CLIP)
-        if scale is not None:
-            _unscale(optimizer, scale)
-        torch.nn.utils.clip_grad_norm_(list(model.parameters()), MAX_GRAD_NORM)
-        observe(Phase.OPTIMIZER)
-        optimizer.step()
-        observe(Phase.ZERO_GRAD)
-        model.zero_grad()
+        _update(model, optimizer, scale, observe)
         del batches, inputs, extra
+
+
+def update(model: nn.Module, setup: TrainingSetup, place: Place, observe: Observer, *, steps: int = 2) -> None:
+    """Run ``steps`` optimizer steps on gradients that no forward and backward pass made.
+
+    An optimizer takes the same memory for them, and this takes a fraction of the time.
+    """
+    observe(Phase.PREPARE)
+    optimizer = make_optimizer(model, setup, place)
+    for _ in range(steps):
+        observe(Phase.FORWARD)
+        observe(Phase.BACKWARD)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        torch.autograd.backward(trained, [torch.empty_like(parameter) for parameter in trained])
+        _update(model, optimizer, None, observe)
+
+
+def _update(model: nn.Module, optimizer: Any, scale: torch.Tensor | None, observe: Observer) -> None:
+    observe(Phase.CLIP)
+    if scale is not None:
+        _unscale(optimizer, scale)
+    torch.nn.utils.clip_grad_norm_(list(model.parameters()), MAX_GRAD_NORM)
+    observe(Phase.OPTIMIZER)
+    optimizer.step()
+    observe(Phase.ZERO_GRAD)
+    model.zero_grad()
 
 
 def _compute_loss(model: nn.Module, inputs: dict[str, torch.Tensor], extra: dict[str, Any]) -> torch.Tensor:

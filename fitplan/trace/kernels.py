@@ -26,10 +26,12 @@ class Gpu:
 
     Attributes:
         capability: CUDA compute capability, e.g. (9, 0).
+        multiprocessors: how many there are; as on an A100 (NVIDIA A100 whitepaper) where it is not said.
 
     """
 
     capability: tuple[int, int] = (8, 0)
+    multiprocessors: int = 108
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -333,12 +335,20 @@ def _has_mask(args: Any) -> bool:
     return any(isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
 
 
+def _equal(func: Any, args: Any, kwargs: Any) -> bool:
+    """``torch.equal`` of what came out of weights: a comparison, then no (``native/cuda/Equal.cpp``)."""
+    aten.all.default(aten.eq.Tensor(*args))
+    return False
+
+
 def question(func: Any, args: Any) -> Callable[[Any, Any, Any], Any] | None:
     """The rule for an operator whose result depends on values, or ``None``."""
     if func is aten._local_scalar_dense.default:
         return _scalar if args[0].is_meta else None
     if func is aten.nonzero.default:
         return _nonzero if args[0].is_meta else None
+    if func is aten.equal.default:
+        return _equal if args[0].is_meta else None
     if func in _INDEXING and args[0].is_meta and _has_mask(args):
         return _masked_index
     return None

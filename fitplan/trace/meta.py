@@ -158,9 +158,16 @@ def _patched_bitsandbytes() -> Iterator[None]:
     """
     try:
         from bitsandbytes import functional
+        from bitsandbytes.optim.optimizer import Optimizer8bit
     except ImportError:
         yield
         return
+    get_state_buffer = Optimizer8bit.get_state_buffer
+
+    def get_named_state_buffer(self: Any, p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """A paged state leaves no trace; one of no bytes says which parameter its scales, which are not paged, are of."""
+        p.new_empty(0)
+        return get_state_buffer(self, p, dtype)
 
     def get_paged(*shape: int, dtype: torch.dtype = torch.float32, device: Any = None) -> torch.Tensor:
         with _disable_current_modes():
@@ -177,8 +184,10 @@ def _patched_bitsandbytes() -> Iterator[None]:
     real = {name: getattr(functional, name) for name in stand_ins}
     for name, stand_in in stand_ins.items():
         setattr(functional, name, stand_in)
+    Optimizer8bit.get_state_buffer = get_named_state_buffer
     try:
         yield
     finally:
+        Optimizer8bit.get_state_buffer = get_state_buffer
         for name, function in real.items():
             setattr(functional, name, function)

@@ -18,11 +18,12 @@ from fitplan.step.architecture import task_of
 from fitplan.step.audit import Parameter, parameters_of
 from fitplan.step.job import Observer, Place
 from fitplan.step.model import build_skeleton, load_model, warmed_up
-from fitplan.step.run import train
+from fitplan.step.run import train, update
 from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten
 from fitplan.trace.events import CUBLAS_CREATE, MICRO_BATCHES, Allocation, Category, Layer, Trace, layer_of_path
 from fitplan.trace.flash_attn import flash_attn_package
 from fitplan.trace.kernels import Gpu
+from fitplan.trace.liger import liger_on_meta
 from fitplan.trace.meta import meta_device
 from fitplan.trace.recorder import Recorder
 
@@ -53,12 +54,14 @@ def trace_training(
     gpu: Gpu | None,
     *,
     full_depth: bool = False,
+    only_optimizer: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> TracedRun:
     """Run two training steps on the meta device and record them.
 
     ``gpu`` decides which kernels are chosen; ``None`` traces the CPU's. With ``full_depth`` every layer is traced,
-    which is also what happens when the layers turn out not to repeat. ``progress`` is told what is being done.
+    which is also what happens when the layers turn out not to repeat. ``only_optimizer`` leaves out the forward and
+    backward passes. ``progress`` is told what is being done.
 
     Raises:
         ModelNotSupported: the model cannot be built, or what it does depends on the values of its weights.
@@ -68,7 +71,7 @@ def trace_training(
     for more_edge in () if full_depth else (0, 1):
         short, cut = shorten(config, more_edge)
         progress(f"tracing {_layers(short)} of {_layers(config)} layers")
-        run = _trace_as_is(short, setup, gpu)
+        run = _trace_as_is(short, setup, gpu, only_optimizer)
         depths = _depths_by_stack(run.trace, cut)
         if len(depths) < len(cut):
             break
@@ -80,7 +83,7 @@ def trace_training(
             trace, _grouped(run.parameters, depths), run.attention, task_of(config, setup), dict(run.trace.stacks)
         )
     progress(f"tracing all {_layers(config)} layers")
-    run = _trace_as_is(config, setup, gpu)
+    run = _trace_as_is(config, setup, gpu, only_optimizer)
     return TracedRun(
         run.trace, _grouped(run.parameters, {}), run.attention, task_of(config, setup), dict(run.trace.stacks)
     )
@@ -93,7 +96,7 @@ class _ShortRun:
     attention: Attention
 
 
-def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None) -> _ShortRun:
+def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None, only_optimizer: bool) -> _ShortRun:
     config = copy.deepcopy(config)  # building and training a model write to its config
     place = Place("meta", "cuda" if gpu else "cpu")
     recorder = Recorder("meta")
@@ -101,6 +104,8 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
         stack.enter_context(_fresh_process())
         if setup.attn is Attention.FLASH_ATTENTION_2:
             stack.enter_context(flash_attn_package())
+        if setup.use_liger_kernel and gpu is not None:
+            stack.enter_context(liger_on_meta(gpu))
         skeleton = build_skeleton(config, setup, place)
         stack.enter_context(recorder)
         stack.enter_context(meta_device(gpu))
@@ -110,7 +115,11 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
         model = load_model(skeleton, config, setup, place, observe)
         recorder.watch(model)
         stack.enter_context(recorder.module_calls())
-        train(model, config, setup, place, observe, micro_batches=min(MICRO_BATCHES, setup.gradient_accumulation_steps))
+        if only_optimizer:
+            update(model, setup, place, observe)
+        else:
+            shown = min(MICRO_BATCHES, setup.gradient_accumulation_steps)
+            train(model, config, setup, place, observe, micro_batches=shown)
         trace = recorder.finish()
     attention = Attention(str(model.config._attn_implementation))
     return _ShortRun(trace, parameters_of(model, setup), attention)

@@ -1,4 +1,4 @@
-"""Values of integer tensors on the meta device.
+"""Values of integer tensors on the meta device, and of numbers computed from them.
 
 Some questions of a model depend on data: is there padding, which tokens go to which expert, how many. The integer
 tensors of the synthetic batch are known, so whatever is computed from them is computed alongside, on the CPU, and
@@ -37,9 +37,9 @@ def value_of(tensor: torch.Tensor) -> torch.Tensor | None:
 
 
 def follow(func: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-    """Give the integer outputs of ``func`` their values, where those of the inputs are known."""
+    """Give the integer and the scalar outputs of ``func`` their values, where those of the inputs are known."""
     outputs = output if isinstance(output, tuple | list) else (output,)
-    if not any(isinstance(t, torch.Tensor) and t.dtype in _INTEGERS and t.is_meta for t in outputs):
+    if not any(isinstance(t, torch.Tensor) and (t.dtype in _INTEGERS or not t.dim()) and t.is_meta for t in outputs):
         return
     try:
         values = _compute(func, args, kwargs, outputs)

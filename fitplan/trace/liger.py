@@ -1,0 +1,110 @@
+"""Liger Kernel on meta tensors: its own Python runs, its Triton kernels do nothing.
+
+A Triton kernel allocates nothing: what a step of Liger takes is allocated by the Python around its kernels, and that is
+traced as it is. Two things are put right inside :func:`liger_on_meta`. Liger asks for the name of a tensor's device and
+chooses its code by it; there a meta tensor says ``cuda``. (The backward of a norm whose weight is
+trained takes a float32 row for each multiprocessor.) And it exchanges functions and classes of transformers'
+modules for good; they are put back.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from fitplan.trace.kernels import Gpu
+
+_ASKS_FOR_THE_DEVICE = (
+    "_can_use_mm_out",
+    "fused_linear_cross_entropy_forward",
+    "rms_norm_backward",
+    "layer_norm_backward",
+)
+"""Functions of ``liger_kernel.ops`` that do one thing on CUDA and another elsewhere."""
+
+
+class _NamedCuda(str):
+    """``"meta"`` to PyTorch, ``cuda`` to whoever asks for the type."""
+
+    __slots__ = ()
+    type = "cuda"
+    index = 0
+
+
+class _SayCuda(TorchFunctionMode):
+    """Meta tensors say that they lie on a CUDA device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        is_device = func is torch.Tensor.device.__get__  # type: ignore[attr-defined]
+        return _NamedCuda("meta") if is_device and result.type == "meta" else result
+
+
+def _says_cuda(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with _SayCuda():
+            return function(*args, **kwargs)
+
+    return inside
+
+
+class _Patches:
+    """Attributes that are put back in the end."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[Any, str, Any]] = []
+
+    def put(self, holder: Any, name: str, value: Any) -> None:
+        self._before.append((holder, name, holder.__dict__[name]))
+        setattr(holder, name, value)
+
+    def watch(self, module: ModuleType) -> None:
+        """Put back whatever is exchanged in a module, and the ``forward`` of its classes."""
+        for name, value in list(vars(module).items()):
+            self._before.append((module, name, value))
+            if isinstance(value, type) and "forward" in value.__dict__:
+                self._before.append((value, "forward", value.__dict__["forward"]))
+
+    def undo(self) -> None:
+        for holder, name, value in reversed(self._before):
+            if holder.__dict__.get(name) is not value:
+                setattr(holder, name, value)
+
+
+@contextmanager
+def liger_on_meta(gpu: Gpu) -> Iterator[None]:
+    """Inside, a model to which Liger is applied is traced as on ``gpu``.
+
+    Raises:
+        ImportError: liger-kernel is not installed.
+
+    """
+    import liger_kernel.transformers  # noqa: F401  it imports all of its operators
+    from triton.runtime.jit import KernelInterface
+
+    patches = _Patches()
+    patches.put(KernelInterface, "__getitem__", lambda self, grid: lambda *args, **kwargs: None)
+    patches.put(torch.cuda, "get_device_capability", lambda device=None: gpu.capability)
+    patches.put(
+        torch.cuda,
+        "get_device_properties",
+        lambda device=None: SimpleNamespace(multi_processor_count=gpu.multiprocessors),
+    )
+    loaded = [m for name, m in list(sys.modules.items()) if name.startswith("liger_kernel.ops.") and m is not None]
+    for module in loaded:
+        for name in _ASKS_FOR_THE_DEVICE:
+            if name in vars(module):
+                patches.put(module, name, _says_cuda(vars(module)[name]))
+    for name, module in list(sys.modules.items()):
+        if name.startswith("transformers.models.") and ".modeling_" in name:
+            patches.watch(module)
+    try:
+        yield
+    finally:
+        patches.undo()
