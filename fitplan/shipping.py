@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fitplan.errors import FitplanError, InputError, ModelNotSupported
 from fitplan.estimator import shaped, survey_of
@@ -19,8 +20,10 @@ from fitplan.footprint.survey import optimizer_footprint
 from fitplan.memory import estimate_trace
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import Attention, Dtype, Method, MixedPrecision, Optim, TrainingSetup
-from fitplan.trace.tracing import TracedRun
 from fitplan.tracer import installed_versions, trace_job
+
+if TYPE_CHECKING:
+    from fitplan.trace.tracing import TracedRun
 
 CAPABILITY = (8, 0)
 """Compute capability that is traced; from there on all GPUs run the same kernels."""
@@ -61,7 +64,7 @@ def ship(model: ModelConfig, folder: Path, progress: Callable[[str], None]) -> l
     path = folder / model.name / SHIPPED_NAME
     step = _step_digest(model, progress)
     for other in sorted(folder.glob(f"*/{SHIPPED_NAME}")):
-        if digest_of(other) == step:
+        if other != path and digest_of(other) == step:
             _write(path, other.read_bytes())
             return []
     footprints: list[tuple[Recipe, str, Footprint]] = []
@@ -120,7 +123,7 @@ def _optimizer(
     """What an optimizer adds: for all ranks, else for those that people use."""
 
     @cache
-    def trace_at(shape: Shape) -> TracedRun:
+    def trace_at(shape: Shape) -> "TracedRun":
         return trace_job(model, shaped(setup, shape), CAPABILITY, progress, only_optimizer=True)
 
     with contextlib.suppress(NoFormula):

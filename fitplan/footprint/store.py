@@ -72,12 +72,18 @@ def find_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int
 
 
 def _answers(entry: Mapping[str, Any], wanted: Recipe) -> bool:
-    """Where the recipe leaves the choice to the library, naming what it chooses is the same."""
-    recipe = dict(entry["recipe"])
+    """Where the recipe leaves the choice to the library, naming what it chooses is the same.
+
+    A setting that the file does not know yet has its default in it.
+    """
+    recipe = {**_LATER_SETTINGS, **entry["recipe"]}
     for name, chosen in (("attn", entry["attention"]), ("task", entry["task"])):
         if recipe[name] is None and wanted[name] == chosen:
             recipe[name] = chosen
     return recipe == wanted
+
+
+_LATER_SETTINGS = {"use_liger_kernel": False}
 
 
 @cache
@@ -142,8 +148,9 @@ def shipped_document(
 
 
 def digest_of(path: Path) -> str:
-    """The digest of the step that a shipped file was made from."""
-    return str(json.loads(lzma.decompress(path.read_bytes()).splitlines()[0]).get("step", ""))
+    """The digest of the step that a shipped file was made from; empty for one of an older format."""
+    header = json.loads(lzma.decompress(path.read_bytes()).splitlines()[0])
+    return str(header["step"]) if header["format"] == FORMAT else ""
 
 
 def shipped_recipes(name: str) -> list[Recipe]:

@@ -33,7 +33,6 @@ class _NamedCuda(str):
 
     __slots__ = ()
     type = "cuda"
-    index = 0
 
 
 class _SayCuda(TorchFunctionMode):
@@ -41,7 +40,7 @@ class _SayCuda(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        is_device = func is torch.Tensor.device.__get__  # type: ignore[attr-defined]
+        is_device = func is torch.Tensor.device.__get__
         return _NamedCuda("meta") if is_device and result.type == "meta" else result
 
 

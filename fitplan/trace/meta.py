@@ -165,7 +165,7 @@ def _patched_bitsandbytes() -> Iterator[None]:
     get_state_buffer = Optimizer8bit.get_state_buffer
 
     def get_named_state_buffer(self: Any, p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """A paged state leaves no trace; one of no bytes says which parameter its scales, which are not paged, are of."""
+        """A paged state leaves no trace; a tensor of no bytes says which parameter its scales, not paged, are of."""
         p.new_empty(0)
         return get_state_buffer(self, p, dtype)
 
