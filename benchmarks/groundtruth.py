@@ -184,6 +184,10 @@ CAPABILITIES = {
 """Compute capability, and multiprocessors."""
 
 
+LIGER_VERSIONS = {"0.2.1": "0.3.0"}
+"""The table names the last release before a measurement; the operators of September 2024 came with the next one."""
+
+
 def _operators(liger: bool) -> list[Row]:
     rows = []
     for row in _load("liger_ops.json"):
@@ -194,7 +198,11 @@ def _operators(liger: bool) -> list[Row]:
         job |= {name: row[name] for name in ("operator", "mode", "x", "config")}
         label = f"{row['operator']}, {row['mode']}, {row['x_name']}={row['x']}"
         measured = {"peak": row["measured_bytes"]}
-        versions = replace(OPERATOR_VERSIONS, liger_kernel=row["liger"]) if liger else OPERATOR_VERSIONS
+        versions = (
+            replace(OPERATOR_VERSIONS, liger_kernel=LIGER_VERSIONS.get(row["liger"], row["liger"]))
+            if liger
+            else OPERATOR_VERSIONS
+        )
         rows.append(Row(label, row["source"], versions, job, measured))
     return rows
 
