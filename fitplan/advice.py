@@ -25,6 +25,9 @@ LARGEST_BATCH = 64
 SHORTEST_SEQ = 256
 LEAST_RANK = 8
 
+TRACED_ONLY = frozenset({"use_liger_kernel"})
+"""Settings without shipped footprints: where nothing is traced they stay as they are."""
+
 LET_GO = (
     ("batch_size", "gradient_accumulation_steps"),
     ("gradient_checkpointing", "optim"),
@@ -151,6 +154,13 @@ LEVERS = (
         "a little time",
         "the scales of the 4-bit blocks shrink from 32 to 8 bits",
         _unless("double_quant", True),
+    ),
+    Lever(
+        "Liger kernels",
+        2,
+        "one more package: pip install liger-kernel",
+        "the loss is computed in pieces, and the logits of all tokens are never there",
+        _unless("use_liger_kernel", True),
     ),
     Lever(
         "smaller batch, accumulated",
@@ -436,6 +446,7 @@ class AdviceReport:
         gpu: the device.
         advice: what can be changed.
         source: where the estimate of the setup as asked comes from.
+        untried: settings that were left as they are because a change takes a trace.
 
     """
 
@@ -443,6 +454,7 @@ class AdviceReport:
     gpu: Device
     advice: Advice
     source: str
+    untried: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The ``fitplan.advise/1`` document."""
@@ -451,5 +463,6 @@ class AdviceReport:
             "model": self.model.name,
             "gpu": {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes},
             **self.advice.to_dict(),
+            "untried": list(self.untried),
             "provenance": {"source": self.source},
         }

@@ -3,11 +3,12 @@
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from fitplan.advice import AdviceReport, Advisor, advise_on
+from fitplan.advice import TRACED_ONLY, AdviceReport, Advisor, advise_on
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device, known_devices
-from fitplan.errors import DeviceNotFound, InputError, ModelNotSupported, SetupConflict
+from fitplan.errors import DeviceNotFound, InputError, MissingDependency, ModelNotSupported, SetupConflict
 from fitplan.estimator import SHIPPED, answer, footprint_of, known_estimate
 from fitplan.explanation import Explanation, explain_peak
 from fitplan.fitmap import FitMap, draw_map
@@ -139,12 +140,14 @@ def advise(
     *,
     gpu: str | Device | None = None,
     vram: str | int | None = None,
+    trace: bool = False,
     progress: Progress = lambda _: None,
     **settings: Any,
 ) -> AdviceReport:
     """What to change so that a fine-tune fits a device, or makes better use of it.
 
-    What is given in ``settings`` stays as it is; the rest may be changed.
+    What is given in ``settings`` stays as it is; the rest may be changed. For a model with shipped footprints nothing
+    is traced, and so Liger's kernels are not tried, unless ``trace`` is set.
 
     Raises:
         InputError: neither ``gpu`` nor ``vram`` is given, or as :func:`check`.
@@ -156,18 +159,20 @@ def advise(
     config = resolve_model(model)
     setup = TrainingSetup.from_dict(_with_length(config, _as_here(device, settings)))
     asked = answer(config, setup, device.capability, fresh=False, progress=progress)
-    left = 0 if asked.source == SHIPPED else MOST_TRACED
+    left = MOST_TRACED if trace or asked.source != SHIPPED else 0
+    untried = frozenset() if left else TRACED_ONLY - frozenset(settings)
 
     def evaluate(changed: TrainingSetup) -> MemoryEstimate | None:
         nonlocal left
         known = asked.estimate if changed == asked.setup else known_estimate(config, changed, device.capability)
         if known is None and left:
             left -= 1
-            known = answer(config, changed, device.capability, fresh=False, progress=progress).estimate
+            with suppress(MissingDependency, InputError):  # a lever that this model or installation does not have
+                known = answer(config, changed, device.capability, fresh=False, progress=progress).estimate
         return known
 
-    advice = advise_on(asked.setup, frozenset(settings), evaluate, device, known_devices())
-    return AdviceReport(config, device, advice, asked.source)
+    advice = advise_on(asked.setup, frozenset(settings) | untried, evaluate, device, known_devices())
+    return AdviceReport(config, device, advice, asked.source, tuple(sorted(untried)))
 
 
 def validate(
@@ -313,7 +318,7 @@ def _plan(
         def evaluate(changed: TrainingSetup) -> MemoryEstimate | None:
             return found.estimate if changed == found.setup else known_estimate(config, changed, capability)
 
-        fix = Advisor(found.setup, fixed, evaluate, device).smallest_fix()
+        fix = Advisor(found.setup, fixed | TRACED_ONLY, evaluate, device).smallest_fix()
     return Plan(
         found.setup,
         found.estimate,

@@ -606,6 +606,7 @@ def _training_arguments(plan: Plan) -> list[str]:
         *_checkpointing(plan),
         *([f"# Autocast around the forward pass.\n{setup.mixed_precision}=True"] if autocast else []),
         f'optim="{setup.optim}"',
+        *(["# Of the package liger-kernel.\nuse_liger_kernel=True"] if setup.use_liger_kernel else []),
         f"max_grad_norm={MAX_GRAD_NORM}",
         "logging_steps=10",
         '# The result is saved at the end.\nsave_strategy="no"',

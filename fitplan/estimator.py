@@ -119,14 +119,14 @@ def find_stored(
     found = find_shipped(model, setup, capability)
     if found is not None and suits(found):
         return found
-    found = find_cached(model, setup, capability, installed_versions())
+    found = find_cached(model, setup, capability, installed_versions(setup))
     return found if found is not None and suits(found) else None
 
 
 def _traced(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> Answer:
     """A trace of this very shape, which is kept for the next time."""
     run = trace_job(model, setup, capability, progress)
-    shape, versions = shape_of(setup), installed_versions()
+    shape, versions = shape_of(setup), installed_versions(setup)
     piece = piece_at_point(
         estimate_trace(run.trace),
         run.parameters,
@@ -162,7 +162,7 @@ def footprint_of(
 def surveyed(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> Footprint:
     """The footprint of a setup, from a handful of traces, with its optimizer."""
     try:
-        footprint, optimizer = survey_of(model, setup, capability, progress).footprint(installed_versions())
+        footprint, optimizer = survey_of(model, setup, capability, progress).footprint(installed_versions(setup))
     except NoFormula as error:
         raise ModelNotSupported(
             f"the memory of {model.name} has no formula with this setup ({error}); "

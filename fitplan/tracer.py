@@ -16,25 +16,27 @@ if TYPE_CHECKING:
     from fitplan.trace.tracing import TracedRun
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
+LIGER = "liger_kernel"
 
 Progress = Callable[[str], None]
 
 
-def installed_versions() -> dict[str, str]:
-    """The versions of the libraries that decide the numbers, without importing them.
+def installed_versions(setup: TrainingSetup | None = None) -> dict[str, str]:
+    """The versions of the libraries that decide the numbers (of this setup), without importing them.
 
     They are read off the names of the installed packages' folders, ``{name}-{version}.dist-info``
     (packaging.python.org, "Recording installed projects"), because ``importlib.metadata`` takes as long as a whole
     shipped answer.
     """
+    libraries = (*LIBRARIES, LIGER) if setup is not None and setup.use_liger_kernel else LIBRARIES
     found: dict[str, str] = {}
     for folder in sys.path:
         with contextlib.suppress(OSError):
             for name in os.listdir(folder or "."):  # noqa: PTH208
                 library, _, number = name.removesuffix(".dist-info").partition("-")
-                if library in LIBRARIES and name.endswith(".dist-info"):
+                if library in libraries and name.endswith(".dist-info"):
                     found.setdefault(library, number)
-    return {library: found[library] for library in LIBRARIES if library in found}
+    return {library: found[library] for library in libraries if library in found}
 
 
 @contextlib.contextmanager

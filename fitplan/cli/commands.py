@@ -65,13 +65,15 @@ def explain(model: str, gpu: str | None, vram: str | None, as_json: bool, **sett
     return EXIT_FITS
 
 
-def advise(model: str, gpu: str | None, vram: str | None, as_json: bool, emit: str | None, **settings: Any) -> int:
+def advise(
+    model: str, gpu: str | None, vram: str | None, trace: bool, as_json: bool, emit: str | None, **settings: Any
+) -> int:
     """``fitplan advise``."""
     from fitplan import api
     from fitplan.verdict import Fit
 
     with Narration() as progress:
-        found = api.advise(model, gpu=_or_here(gpu, vram), vram=vram, progress=progress, **given(settings))
+        found = api.advise(model, gpu=_or_here(gpu, vram), vram=vram, trace=trace, progress=progress, **given(settings))
     if emit is not None:
         return _emit(_best(model, found), emit)
 

@@ -52,6 +52,8 @@ def make_parser() -> argparse.ArgumentParser:
         command = _command(add, name, run, what, epilog)
         _add_job(command)
         _add_form(command, emits=run is commands.advise)
+        if run is commands.advise:
+            command.add_argument("--trace", action="store_true", help="try also what takes a trace: Liger's kernels")
         _add_settings(command, method="qlora")
     _add_report(add)
     add_validate(add, _add_settings)
@@ -239,6 +241,7 @@ def _add_settings(parser: argparse.ArgumentParser, method: str = "") -> None:
     how.add_argument("--gradient-checkpointing", **_switch, help="recompute activations in backward (default on)")
     how.add_argument("--attn", **_choice(Attention), help="attention implementation (default sdpa)")
     how.add_argument("--optim", **_choice(Optim), help="optimizer (default adamw_torch_fused)")
+    how.add_argument("--use-liger-kernel", **_switch, help="Liger's kernels for norms, MLPs and the loss (default off)")
     how.add_argument(
         "--expandable-segments", **_switch, help="PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True (default off)"
     )

@@ -152,6 +152,8 @@ def describe_recipe(setup: TrainingSetup) -> str:
         words.append(f"{setup.mixed_precision} autocast")
     words.append("gradient checkpointing" if setup.gradient_checkpointing else "no gradient checkpointing")
     words += [str(setup.attn), str(setup.optim)]
+    if setup.use_liger_kernel:
+        words.append("Liger kernels")
     if setup.padding is not RowPadding.NONE:
         words.append(f"padding to {setup.padding}")
     return ", ".join(words)

@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fitplan.errors import InputError
+from fitplan.errors import InputError, MissingDependency
 from fitplan.phase import Phase
 from fitplan.setup import ALL_LINEAR, Method, Quant, Task, TrainingSetup
 from fitplan.step.architecture import TORCH_DTYPES, build_architecture, one_line, task_of
@@ -39,7 +39,8 @@ def load_model(
     ``get_peft_model`` and ``Trainer`` with ``gradient_checkpointing=True`` do, in that order. Weights are random.
 
     Raises:
-        InputError: a target module is not in the model.
+        InputError: a target module is not in the model, or Liger has no kernels for it.
+        MissingDependency: Liger is asked for and not installed.
 
     """
     observe(Phase.LOAD)
@@ -49,7 +50,7 @@ def load_model(
     observe(Phase.PREPARE)
     trained: Any = model if setup.method is Method.FULL else _add_adapters(model, config, setup)
     if setup.use_liger_kernel:
-        _apply_liger(model)
+        _apply_liger(model, place)
     trained.train()
     if setup.gradient_checkpointing:
         _enable_checkpointing(trained, setup)
@@ -207,11 +208,17 @@ _PEFT_TASKS = {
 }
 
 
-def _apply_liger(model: PreTrainedModel) -> None:
+def _apply_liger(model: PreTrainedModel, place: Place) -> None:
     """As ``Trainer(use_liger_kernel=True)`` does, to the model inside the adapters."""
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-
+    if place.kernels != "cuda":
+        raise InputError("use_liger_kernel: Liger's kernels run on a GPU only; leave it out on the CPU")
+    try:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    except ImportError as error:
+        raise MissingDependency(
+            f"use_liger_kernel needs {error.name or 'liger_kernel'}, which is not installed; pip install liger-kernel"
+        ) from error
     kind = model.config.model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise InputError(f"use_liger_kernel: Liger has no kernels for models of type {kind}; leave it out")

@@ -19,12 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from fitplan.trace.kernels import Gpu
 
-_ASKS_FOR_THE_DEVICE = (
-    "_can_use_mm_out",
-    "fused_linear_cross_entropy_forward",
-    "rms_norm_backward",
-    "layer_norm_backward",
-)
+_LOSS = "fused_linear_cross_entropy_forward"
+_ASKS_FOR_THE_DEVICE = ("_can_use_mm_out", _LOSS, "rms_norm_backward", "layer_norm_backward")
 """Functions of ``liger_kernel.ops`` that do one thing on CUDA and another elsewhere."""
 
 
@@ -44,9 +40,10 @@ class _SayCuda(TorchFunctionMode):
         return _NamedCuda("meta") if is_device and result.type == "meta" else result
 
 
-def _says_cuda(function: Callable[..., Any]) -> Callable[..., Any]:
+def _says_cuda(function: Callable[..., Any], before: Callable[[], None]) -> Callable[..., Any]:
     @wraps(function)
     def inside(*args: Any, **kwargs: Any) -> Any:
+        before()
         with _SayCuda():
             return function(*args, **kwargs)
 
@@ -77,8 +74,8 @@ class _Patches:
 
 
 @contextmanager
-def liger_on_meta(gpu: Gpu) -> Iterator[None]:
-    """Inside, a model to which Liger is applied is traced as on ``gpu``.
+def liger_on_meta(gpu: Gpu, enter_loss: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Inside, a model to which Liger is applied is traced as on ``gpu``; ``enter_loss`` hears where its loss begins.
 
     Raises:
         ImportError: liger-kernel is not installed.
@@ -99,7 +96,8 @@ def liger_on_meta(gpu: Gpu) -> Iterator[None]:
     for module in loaded:
         for name in _ASKS_FOR_THE_DEVICE:
             if name in vars(module):
-                patches.put(module, name, _says_cuda(vars(module)[name]))
+                before = enter_loss if name == _LOSS else lambda: None
+                patches.put(module, name, _says_cuda(vars(module)[name], before))
     for name, module in list(sys.modules.items()):
         if name.startswith("transformers.models.") and ".modeling_" in name:
             patches.watch(module)

@@ -80,6 +80,11 @@ class Recorder(TorchDispatchMode):
             if number in alive and allocation.category is Category.TEMPORARIES:
                 allocation.category = category
 
+    def enter_loss(self) -> None:
+        """The program computes the loss; said by what does so without calling the output head."""
+        self._span("loss")
+        self._at("loss", None)
+
     def _set_moment(self, moment: Moment) -> None:
         self._moment = self._moments.setdefault(moment, moment)
 

@@ -3,7 +3,7 @@
 import copy
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,8 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
         if setup.attn is Attention.FLASH_ATTENTION_2:
             stack.enter_context(flash_attn_package())
         if setup.use_liger_kernel and gpu is not None:
-            stack.enter_context(liger_on_meta(gpu))
+            with suppress(ImportError):  # the step says what is missing
+                stack.enter_context(liger_on_meta(gpu, recorder.enter_loss))
         skeleton = build_skeleton(config, setup, place)
         stack.enter_context(recorder)
         stack.enter_context(meta_device(gpu))

@@ -118,6 +118,7 @@ KNOBS = (
     Knob("gradient_checkpointing", "checkpointing", "recompute activations in backward, not keep them", _SWITCH),
     Knob("attn", "attention", "the attention implementation of transformers", tuple(Attention)),
     Knob("optim", "optimizer", "what is kept for each trained parameter", tuple(Optim)),
+    Knob("use_liger_kernel", "Liger", "kernels for norms, MLPs and the loss, which keeps no logits", (False, True)),
     Knob("dtype", "dtype", "the type that the weights are loaded in", tuple(Dtype)),
     Knob("mixed_precision", "autocast", "automatic mixed precision", tuple(MixedPrecision)),
     Knob("padding", "padding", "padded rows need an attention mask", tuple(Padding)),

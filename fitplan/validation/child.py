@@ -85,7 +85,7 @@ def _run(job: Job, say: Say) -> None:
     if failed is not None:
         phase, step = meter.at
         say(out_of_memory={"phase": phase, "step": step, "message": " ".join(str(failed).split())[:300]})
-    versions = installed_versions() | ({} if on_cpu else driver_versions())
+    versions = installed_versions(job.setup) | ({} if on_cpu else driver_versions())
     say(done={"device": name, "versions": versions})
 
 

@@ -235,7 +235,7 @@ def validate_forecast(
         first_difference=first_difference(known, births),
         runs_on_paper=said.runs_on_paper,
         tolerance=options.tolerance,
-        versions=installed_versions(),
+        versions=installed_versions(said.setup),
         created=created,
     )
 
