@@ -4,6 +4,7 @@ import shlex
 from typing import Any
 
 from fitplan.models.resolve import ModelConfig
+from fitplan.report.command import words
 from fitplan.setup import TrainingSetup
 from fitplan.tui.state import Question
 
@@ -15,16 +16,7 @@ def command_line(question: Question, model: ModelConfig | None, command: str = "
 
 def arguments(question: Question, model: ModelConfig | None, command: str) -> list[str]:
     """What follows ``fitplan`` on the command line."""
-    words = [command, question.model]
-    for name, value in _device(question).items():
-        words += [f"--{name}", value]
-    for name, value in fewest_settings(question, model).items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", ",".join(value) if isinstance(value, tuple) else str(value)]
-    return words
+    return words(command, question.model, {**_device(question), **fewest_settings(question, model)})
 
 
 def python_call(question: Question, model: ModelConfig | None) -> str:
