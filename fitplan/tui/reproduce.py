@@ -1,6 +1,7 @@
 """The command line and the Python call that give the same answer as the screen."""
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from fitplan.models.resolve import ModelConfig
@@ -17,6 +18,11 @@ def command_line(question: Question, model: ModelConfig | None, command: str = "
 def arguments(question: Question, model: ModelConfig | None, command: str) -> list[str]:
     """What follows ``fitplan`` on the command line."""
     return words(command, question.model, {**_device(question), **fewest_settings(question, model)})
+
+
+def validation_words(question: Question, model: ModelConfig | None, where: Mapping[str, str]) -> list[str]:
+    """What follows ``fitplan`` to run a question for real; ``where`` instead of the GPU that is asked about."""
+    return words("validate", question.model, {**where, **fewest_settings(question, model)})
 
 
 def python_call(question: Question, model: ModelConfig | None) -> str:

@@ -77,7 +77,7 @@ def write_record(document: dict[str, Any], folder: Path | None = None, label: st
     """
     folder = folder or own_records()
     stamp = label or re.sub(r"[^0-9T]", "", document["created"])
-    path = folder / f"{_plain(document['model']['name'])}--{document['setup']['method']}--{stamp}.json"
+    path = folder / f"{plain_name(document['model']['name'])}--{document['setup']['method']}--{stamp}.json"
     unfinished = path.with_suffix(".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def nearest(model: str, setup: TrainingSetup) -> Record | None:
 
 def _records(model: str, method: str) -> Iterator[Record]:
     for folder in (profiles() / "measured", own_records()):
-        for path in sorted(folder.glob(f"{_plain(model)}--{method}--*.json")):
+        for path in sorted(folder.glob(f"{plain_name(model)}--{method}--*.json")):
             with suppress(OSError, ValueError, KeyError, TypeError, InputError):  # a damaged record is no evidence
                 yield _record(json.loads(path.read_text()))
 
@@ -124,5 +124,6 @@ def _record(document: dict[str, Any]) -> Record:
     )
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A model's name as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", name)
