@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fitplan.validation.depths import DepthReport
     from fitplan.validation.limit import LimitReport
     from fitplan.validation.report import ValidationReport
+    from fitplan.validation.runner import Watch
 
 
 def check(
@@ -184,6 +185,7 @@ def validate(
     vram: str | int | None = None,
     record: bool = True,
     progress: Progress = lambda _: None,
+    watch: "Watch" = lambda _: None,
     **rest: Any,
 ) -> "ValidationReport | DepthReport | LimitReport":
     """Run a job for real, in a process of its own, and hold what it took against what was predicted before.
@@ -196,6 +198,8 @@ def validate(
         vram: memory that the run may take, where that is less than there is.
         record: keep the result in the user's folder of records.
         progress: is told what is being done.
+        watch: is told what a run is expected to measure, then each of its phases as it ends; nothing of the runs of a
+            search for a limit.
         rest: fields of :class:`fitplan.validation.runner.Options` and of :class:`TrainingSetup`.
 
     Raises:
@@ -223,8 +227,8 @@ def validate(
         shorter = shortened(config, layers[0]) if layers else config
         return look_for_limit(shorter, setup, target, options, Axis(find_limit), progress)
     if len(layers) == 2:
-        return validate_depths(config, setup, target, options, layers, progress)
-    report = validate_job(shortened(config, layers[0]) if layers else config, setup, target, options, progress)
+        return validate_depths(config, setup, target, options, layers, progress, watch)
+    report = validate_job(shortened(config, layers[0]) if layers else config, setup, target, options, progress, watch)
     if record:
         keep(report)
     return report

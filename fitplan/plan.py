@@ -1,7 +1,7 @@
 """The answer: one plan for each setup asked about, and the JSON document made from it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fitplan.advice import Proposal, proposal_document
@@ -145,7 +145,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "uncertainty_bytes": verdict.uncertainty_bytes if verdict else None,
         "reason": verdict.reason if verdict else None,
         "adapter_checkpoint_bytes": plan.adapter_checkpoint_bytes,
-        "evidence": asdict(plan.evidence) if plan.evidence else None,
+        "evidence": plan.evidence.to_dict() if plan.evidence else None,
         "quantisation": {
             "unquantised_share": unquantised_share(plan.parameters),
             "groups": [

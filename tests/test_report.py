@@ -22,11 +22,12 @@ from fitplan.cli.main import main
 from fitplan.devices.device import find_device
 from fitplan.errors import ModelNotSupported
 from fitplan.fitmap import FitMap
-from fitplan.report.dossier import Details, Dossier, Evidence, Series
+from fitplan.report.dossier import Details, Dossier, Series
 from fitplan.report.html import headline, page, pictures
 from fitplan.report.pictures import DARK, LIGHT, fit_map_svg, timelines_svg
 from fitplan.report.terminal import CATEGORY_NAMES
 from fitplan.units import gib
+from fitplan.validation.records import write_record
 from fitplan.verdict import Fit, device_memory
 
 JOB: dict[str, Any] = {"seq_len": 512, "batch_size": 2}
@@ -105,7 +106,9 @@ def test_the_page_says_what_its_sections_are_for(html: str) -> None:
         "batch size +1", "Where the numbers come from", "transformers", "shipped",
     ):  # fmt: skip
         assert words in text
-    assert "Was it right?" not in text
+    assert text.count("is on record here") == 3
+    for method in ("qlora", "lora", "full"):
+        assert f"fitplan validate llama-3.2-1b --method {method} --seq-len 512 --batch-size 2" in text
 
 
 def test_the_page_holds_its_own_json(dossier: Dossier, html: str) -> None:
@@ -138,7 +141,7 @@ def test_what_others_wrote_is_escaped(dossier: Dossier, drawn: dict[str, str]) -
     check = dossier.check
     assert check.gpu is not None
     named = replace(check, model=replace(check.model, name=bad, source=bad), gpu=replace(check.gpu, name=bad))
-    missing = Details(bad, bad, bad)
+    missing = Details(bad, bad, bad, bad)
     foreign = Dossier(named, (missing,) * 3)
     html = page(foreign, pictures(foreign))
     told = Page(html)
@@ -245,13 +248,65 @@ def test_several_timelines_are_drawn_over_each_other() -> None:
     assert svg.count("<use") == 4, "three markers and the legend's"
 
 
-def test_a_page_with_evidence_shows_it(dossier: Dossier) -> None:
-    series = (Series("predicted", {"forward": 2**30}), Series("measured", {"forward": 2**30 + 2**25}))
-    with_evidence = replace(dossier, evidence=(Evidence("QLoRA on <some> GPU", series),))
-    text = Page(page(with_evidence, pictures(with_evidence))).text
-    assert "Was it right?" in text
-    assert "QLoRA on <some> GPU" in text
-    assert "1.00 / 1.03" in text
+def recorded(**changes: Any) -> dict[str, Any]:
+    """A document of a run, as ``fitplan validate`` keeps it."""
+    setup = api.check("llama-3.2-1b", method="lora", **JOB).plans[0].setup
+
+    def phase(name: str, allocated: int) -> dict[str, Any]:
+        return {"phase": name, "step": 0, "requested_bytes": allocated - 512, "allocated_bytes": allocated}
+
+    def pair(name: str, predicted: int, measured: int) -> dict[str, Any]:
+        return {"phase": name, "step": 0, "predicted": phase(name, predicted), "measured": phase(name, measured)}
+
+    return {
+        "created": "2026-05-04T03:02:01+00:00",
+        "model": {"name": "llama-3.2-1b"},
+        "setup": {**setup.to_dict(), **changes},
+        "quantities": [
+            {"name": "peak_requested_bytes", "predicted": 7 * 2**30, "measured": 7 * 2**30},
+            {"name": "peak_allocated_bytes", "predicted": 8 * 2**30, "measured": 10 * 2**30},
+        ],
+        "phases": [pair("forward", 6 * 2**30, 5 * 2**30), pair("backward", 8 * 2**30, 10 * 2**30)],
+        "differences": [],
+        "first_difference": None,
+        "runs_on_paper": True,
+        "tolerance_percent": 2.0,
+        "measurement": {"phases": [], "device": "NVIDIA <A100>", "versions": {}, "out_of_memory": None},
+    }
+
+
+def test_the_nearest_run_on_record_is_the_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    write_record(recorded(batch_size=8, seq_len=2048), label="far")
+    write_record(recorded(batch_size=1, lora_r=8), label="near")
+    out = tmp_path / "report.html"
+    job = ["llama-3.2-1b", "--seq-len", "512", "--batch-size", "2", "--gpu", "4090"]
+    assert main(["report", *job, "--out", str(out)]) == 0
+    told = Page(out.read_text(encoding="utf-8"))
+    evidence = " ".join(told.text.partition("Evidence")[2].partition("Where the numbers come from")[0].split())
+    assert evidence.count("is on record here") == 2, "of the other methods there is no run"
+    assert "NVIDIA <A100>, 2026-05-04: batch 1 x 512 tokens, r=8 on all linear layers" in evidence
+    assert "Not as asked about: batch_size 1 (asked: 2), lora_r 8 (asked: 16)." in evidence
+    assert "peak allocated8.00 GiB10.00 GiB−20.00 %" in evidence
+    assert "8.00 / 10.00" in evidence
+    assert {8 * 2**30, 10 * 2**30} <= {size for size, _ in told.sizes}
+    (plan,) = (one for one in json.loads(told.json)["check"]["plans"] if one["setup"]["method"] == "lora")
+    assert plan["evidence"]["quantities"]["peak_allocated_bytes"] == [8 * 2**30, 10 * 2**30]
+    capsys.readouterr()
+    main(["check", *job, "--method", "lora"])
+    assert "measured: 10.00 GiB peak allocated for 1 x 512 tokens" in capsys.readouterr().out
+
+
+def test_a_record_without_phases_has_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    write_record({**recorded(), "phases": []})
+    shown = gathered("lora")
+    assert "lora-evidence" not in pictures(shown)
+    text = Page(page(shown, pictures(shown))).text
+    assert "−20.00 %" in text
+    assert "Not as asked about" not in text
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,26 @@ def test_a_run_takes_what_was_predicted(method: str, config: str, capsys: Any) -
         assert pair["predicted"]["requested_bytes"] == pytest.approx(pair["measured"]["requested_bytes"], rel=0.02)
 
 
+def test_a_program_is_told_what_is_expected_and_what_is_measured(
+    config: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FITPLAN_PROGRESS", "json")
+    code, out, err = _run(capsys, config, "--device", "cpu", "--method", "full", *SHAPE, "--json", "--no-record")
+    assert code == 0
+    news = [json.loads(line) for line in err.splitlines()]
+    assert {"doing": "starting the run"} in news
+    (expected,) = (one["expected"] for one in news if "expected" in one)
+    told = [one["phase"] for one in news if "phase" in one]
+    assert news.index({"expected": expected}) < news.index({"phase": told[0]})
+    document = json.loads(out)
+    assert told == document["measurement"]["phases"]
+    assert all(phase["allocated_bytes"] is None for phase in expected)
+    sizes = {(one["phase"], one["step"]): one["requested_bytes"] for one in expected}
+    for pair in document["phases"]:
+        assert sizes[pair["phase"], pair["step"]] == pair["predicted"]["requested_bytes"]
+    assert max(sizes.values()) == document["quantities"][0]["predicted"]
+
+
 def test_two_depths_give_the_full_one(config: str, capsys: Any) -> None:
     """Both are runs of full fine-tuning, allocation by allocation as predicted."""
     code, out, _ = _run(
@@ -369,9 +389,16 @@ def test_a_record_is_evidence_and_a_damaged_one_is_none(
     found = records.nearest(name, TINY)
     assert found is not None
     assert found.setup["seq_len"] == 16
-    predicted, measured = found.quantities["peak_requested_bytes"]
-    assert predicted == measured
-    for damage in ("", "{", "[]", '{"model": 1}', path.read_text().replace('"quantities"', '"other"')):
+    assert found.peak.name == "peak_requested_bytes"
+    assert found.peak.predicted == found.peak.measured
+    whole = path.read_text()
+    for damage in (
+        "",
+        "{",
+        "[]",
+        '{"model": 1}',
+        *(whole.replace(f'"{key}"', '"x"') for key in ("quantities", "seq_len")),
+    ):
         path.write_text(damage)
         assert records.nearest(name, TINY) is None
 

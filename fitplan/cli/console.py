@@ -1,10 +1,11 @@
 """What is said on the terminal beside the answer: complaints and narration, all on stderr."""
 
+import json
 import os
 import sys
-from typing import Any
+from typing import Any, Self
 
-from fitplan.tui import PROGRESS_LINES
+from fitplan.tui import PROGRESS
 
 EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_NO_GPU, EXIT_MISSED, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -16,22 +17,28 @@ def complain(message: str) -> None:
 
 
 class Narration:
-    """A spinner on stderr that says what is being done; silent where stderr is no terminal, unless lines are wanted."""
+    """Says on stderr what is being done: a spinner at a terminal, lines of JSON where a program reads, else nothing."""
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         from rich.console import Console
 
-        self._console = Console(stderr=True)
-        self._status = self._console.status("starting") if self._console.is_terminal else None
+        console = Console(stderr=True)
+        self._for_program = os.environ.get(PROGRESS) == "json"
+        self._status = console.status("starting") if console.is_terminal and not self._for_program else None
         if self._status is not None:
             self._status.start()
-        return self._say
+        return self
 
-    def _say(self, what: str) -> None:
-        if os.environ.get(PROGRESS_LINES) == "lines":
-            print(f"fitplan: {what}", file=sys.stderr, flush=True)
-        elif self._status is not None:
+    def __call__(self, what: str, /) -> None:
+        """Say what is being done."""
+        if self._status is not None:
             self._status.update(what)
+        self.tell(doing=what)
+
+    def tell(self, **news: Any) -> None:
+        """What only a program has a use for."""
+        if self._for_program:
+            print(json.dumps(news), file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
         if self._status is not None:

@@ -1,6 +1,7 @@
 """What ``fitplan report`` puts on its page: the library's answers to one question, asked one after the other."""
 
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from fitplan import api
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device
 from fitplan.errors import FitplanError, InputError
 from fitplan.plan import Plan
+from fitplan.report.command import words
 from fitplan.report.dossier import Details, Dossier
 from fitplan.setup import settings_for
 from fitplan.tracer import Progress
@@ -34,6 +36,7 @@ def gather(
             _or_why_not(lambda: api.explain(model, capability=capability, progress=progress, **asked)),
             _or_why_not(lambda: api.fit_map(model, gpu=device, progress=progress, **asked)),
             _or_why_not(lambda: api.advise(model, gpu=device, progress=progress, **asked)),
+            shlex.join(["fitplan", *words("validate", model, {"method": plan.setup.method, **asked})]),
         )
 
     return Dossier(checked, tuple(map(details, checked.plans)))

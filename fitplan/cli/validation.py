@@ -26,13 +26,21 @@ def validate(model: str, vram: str | None, as_json: bool, out: str | None, recor
     """``fitplan validate``."""
     from fitplan import api
     from fitplan.validation.depths import DepthReport
+    from fitplan.validation.job import Expectation, PhaseMemory
     from fitplan.validation.limit import LimitReport
     from fitplan.validation.records import write_record
     from fitplan.validation.report import ValidationReport
 
     draw = _drawer(Path(out), settings["find_limit"]) if out is not None else None
     with Narration() as progress:
-        found = api.validate(model, vram=vram, record=False, progress=progress, **given(settings))
+
+        def watch(news: Expectation | PhaseMemory) -> None:
+            if isinstance(news, PhaseMemory):
+                progress.tell(phase=news.to_dict())
+            else:
+                progress.tell(expected=[phase.to_dict() for phase in news.phases])
+
+        found = api.validate(model, vram=vram, record=False, progress=progress, watch=watch, **given(settings))
 
     def show(console: Any) -> None:
         from fitplan.report.validation import print_depths, print_limit, print_validation
@@ -63,9 +71,11 @@ def _drawer(path: Path, find_limit: str | None) -> Callable[[Any], None]:
             f"a picture needs {error.name}, which is not installed; pip install 'fitplan[report]'"
         ) from error
     from fitplan.report.validation import timelines
+    from fitplan.validation.depths import DepthReport
 
     def draw(found: Any) -> None:
-        path.write_text(timelines_svg(timelines(found)), encoding="utf-8")
+        deeper = found.runs[1] if isinstance(found, DepthReport) else found
+        path.write_text(timelines_svg(timelines(deeper.phases)), encoding="utf-8")
 
     return draw
 

@@ -37,20 +37,6 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """A run that was measured, beside what was predicted for it.
-
-    Attributes:
-        title: which run, where, and with what.
-        series: the prediction first, then what was measured.
-
-    """
-
-    title: str
-    series: tuple[Series, ...]
-
-
-@dataclass(frozen=True)
 class Details:
     """What is told of a plan beside the check; a sentence where there is no such thing, to say why.
 
@@ -58,12 +44,14 @@ class Details:
         explanation: the formula of its peak.
         fit_map: what else fits the same device.
         advice: what can be changed.
+        validate: the command that runs it for real.
 
     """
 
     explanation: Explanation | str
     fit_map: FitMap | str
     advice: AdviceReport | str
+    validate: str
 
     def to_dict(self) -> dict[str, Any]:
         """Each with its own document, or ``null`` and the sentence under ``missing``."""
@@ -81,13 +69,11 @@ class Dossier:
     Attributes:
         check: the answer.
         details: one for each of its plans.
-        evidence: measurements that bear on it.
 
     """
 
     check: CheckReport
     details: tuple[Details, ...]
-    evidence: tuple[Evidence, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The ``fitplan.report/1`` document: the check's document, and for each plan those of its details."""
@@ -95,8 +81,4 @@ class Dossier:
             "schema": SCHEMA,
             "check": self.check.to_dict(),
             "details": [one.to_dict() for one in self.details],
-            "evidence": [
-                {"title": one.title, "series": [{"name": s.name, "totals": dict(s.totals)} for s in one.series]}
-                for one in self.evidence
-            ],
         }

@@ -30,7 +30,8 @@ from fitplan.report.terminal import (
     describe_recipe,
     told_steps,
 )
-from fitplan.setup import Method
+from fitplan.report.validation import timelines
+from fitplan.setup import Method, TrainingSetup
 from fitplan.units import MIB, count, gib
 from fitplan.verdict import Fit, Verdict
 
@@ -88,8 +89,8 @@ def pictures(dossier: Dossier) -> dict[str, str]:
         found[f"{plan.setup.method}-timeline"] = timelines_svg([Series.of("predicted", plan.estimate.moments)], room)
         if isinstance(details.fit_map, FitMap):
             found[f"{plan.setup.method}-map"] = fit_map_svg(details.fit_map)
-    for number, evidence in enumerate(dossier.evidence, 1):
-        found[f"evidence-{number}"] = timelines_svg(evidence.series)
+        if plan.evidence is not None and plan.evidence.phases:
+            found[f"{plan.setup.method}-evidence"] = timelines_svg(timelines(plan.evidence.phases))
     return found
 
 
@@ -171,6 +172,14 @@ def _audit(plan: Plan) -> tuple[bool, list[str]]:
     return unquantised_share(plan.parameters) > LOUD_SHARE, audit(plan.parameters).plain.splitlines()
 
 
+def _ran(plan: Plan) -> tuple[str, list[str]]:
+    """What the run did that is the evidence of a plan, and which of its settings are not those asked about."""
+    assert plan.evidence is not None
+    ran, asked = TrainingSetup.from_dict(plan.evidence.setup), plan.setup.to_dict()
+    others = [f"{name} {value} (asked: {asked[name]})" for name, value in ran.to_dict().items() if value != asked[name]]
+    return describe(ran), others
+
+
 def _inlined(name: str, svg: str) -> Markup:
     """A picture as part of the page: the page's colours in place of its own, and ids that no other picture has."""
     for key, colour in LIGHT.items():
@@ -194,6 +203,7 @@ _WORDS: dict[str, Any] = {
     "breakdown": _breakdown,
     "terms": _terms,
     "audit": _audit,
+    "ran": _ran,
     "product": product,
     "owner": short_owner,
     "steps": told_steps,

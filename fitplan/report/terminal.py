@@ -83,15 +83,11 @@ def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
 
 def _evidence(record: Record) -> Text:
     """What a run of much the same job measured, against what was predicted for it."""
-    name, (predicted, measured) = next(iter(record.quantities.items()))
-    for wanted in ("peak_allocated_bytes", "peak_requested_bytes"):
-        if wanted in record.quantities:
-            name, (predicted, measured) = wanted, record.quantities[wanted]
-            break
-    job = f"{record.setup['batch_size']} x {record.setup['seq_len']} tokens on {record.device}, {record.created[:10]}"
+    peak, setup = record.peak, record.setup
+    job = f"{setup['batch_size']} x {setup['seq_len']} tokens on {record.device}, {record.date}"
     return Text(
-        f"measured: {gib(measured)} {name.removesuffix('_bytes').replace('_', ' ')} for {job}; "
-        f"predicted then: {gib(predicted)} ({100 * (predicted - measured) / measured:+.2f} %)"
+        f"measured: {gib(peak.measured)} {peak.title} for {job}; "
+        f"predicted then: {gib(peak.predicted)} ({peak.error:+.2f} %)"
     )
 
 

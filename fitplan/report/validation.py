@@ -1,5 +1,7 @@
 """A validation for a person at a terminal."""
 
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -8,10 +10,11 @@ from fitplan.report.dossier import Series
 from fitplan.report.terminal import describe
 from fitplan.units import MIB, gib
 from fitplan.validation.calibration import Calibration
-from fitplan.validation.comparison import Difference, PhasePair
+from fitplan.validation.comparison import Difference, PhasePair, Quantity
 from fitplan.validation.depths import DepthReport
+from fitplan.validation.job import OutOfMemory
 from fitplan.validation.limit import LimitReport
-from fitplan.validation.report import ValidationReport
+from fitplan.validation.report import Comparison, ValidationReport
 
 _BAR = 24
 _LISTED = 5
@@ -28,24 +31,17 @@ def print_validation(report: ValidationReport, console: Console) -> None:
         console.print()
     console.print(_phases(report.phases))
     if measurement.out_of_memory is not None:
-        failed = measurement.out_of_memory
         console.print()
-        console.print(
-            Text(f"out of memory in {failed.phase} of step {failed.step + 1}: {failed.message}", style="bold")
-        )
+        console.print(Text(told_end(measurement.out_of_memory), style="bold"))
     if report.differences:
         console.print()
         console.print("allocations that were not as predicted, what weighs most first:")
         for one in report.differences[:_LISTED]:
-            console.print(f"  {_told(one)}", highlight=False)
+            console.print(f"  {told_difference(one)}", highlight=False)
     if report.first_difference is not None:
-        first = report.first_difference
-        console.print(
-            f"the first, in {first.phase} of step {first.step + 1}: "
-            f"predicted {first.predicted_by}; measured {first.measured_by}"
-        )
+        console.print(told_first(report.first_difference))
     console.print()
-    console.print(_verdict(report))
+    console.print(Text(told_verdict(report), style="bold green" if report.within else "bold red"))
 
 
 def print_depths(report: DepthReport, console: Console) -> None:
@@ -91,10 +87,9 @@ def print_limit(report: LimitReport, console: Console) -> None:
     console.print(f"largest {report.axis}: predicted {report.predicted}, measured {report.measured}")
 
 
-def timelines(report: ValidationReport | DepthReport) -> list[Series]:
-    """Prediction and measurement over the phases, for a picture; of two depths the deeper one's."""
-    shown = report.runs[1] if isinstance(report, DepthReport) else report
-    sizes = {f"{'first' if p.step == 0 else 'later'} step, {p.phase}": _sizes(p) for p in shown.phases}
+def timelines(pairs: Iterable[PhasePair]) -> list[Series]:
+    """Prediction and measurement over the phases, for a picture."""
+    sizes = {f"{step_name(p.step)} step, {p.phase}": p.sizes for p in pairs}
     return [
         Series(name, {moment: pair[place] for moment, pair in sizes.items() if pair[place]})
         for place, name in enumerate(("predicted", "measured"))
@@ -107,14 +102,14 @@ def _quantities(report: ValidationReport) -> Table:
     for name in ("predicted", "measured", "difference", "error"):
         table.add_column(name, justify="right")
     for one in report.quantities:
-        table.add_row(
-            one.name.removesuffix("_bytes").replace("_", " "),
-            gib(one.predicted),
-            gib(one.measured),
-            f"{(one.predicted - one.measured) / MIB:+.2f} MiB",
-            f"{one.error:+.3f} %",
-        )
+        table.add_row(one.title, *told_sizes(one))
     return table
+
+
+def told_sizes(one: Quantity) -> tuple[str, str, str, str]:
+    """Predicted, measured, their difference, the error."""
+    difference = f"{(one.predicted - one.measured) / MIB:+.2f} MiB"
+    return gib(one.predicted), gib(one.measured), difference, f"{one.error:+.3f} %"
 
 
 def _phases(pairs: tuple[PhasePair, ...]) -> Table:
@@ -125,23 +120,17 @@ def _phases(pairs: tuple[PhasePair, ...]) -> Table:
     for name in ("predicted", "measured"):
         table.add_column(name, justify="right")
     table.add_column("█ measured  │ predicted", no_wrap=True)
-    rows = [(pair, *_sizes(pair)) for pair in pairs]
+    rows = [(pair, *pair.sizes) for pair in pairs]
     most = max((size for _, *sizes in rows for size in sizes if size), default=1)
     for pair, predicted, measured in rows:
         table.add_row(
-            "first" if pair.step == 0 else "later",
+            step_name(pair.step),
             pair.phase,
             gib(predicted),
             gib(measured),
             _bar(predicted, measured, most),
         )
     return table
-
-
-def _sizes(pair: PhasePair) -> tuple[int, int]:
-    """Predicted and measured bytes of the same kind: allocated where that was measured, else requested."""
-    kind = "requested_bytes" if pair.measured.allocated_bytes is None else "allocated_bytes"
-    return getattr(pair.predicted, kind), getattr(pair.measured, kind)
 
 
 def _bar(predicted: int, measured: int, most: int) -> Text:
@@ -151,20 +140,37 @@ def _bar(predicted: int, measured: int, most: int) -> Text:
     return Text("".join(cells))
 
 
-def _told(one: Difference) -> str:
+def step_name(step: int) -> str:
+    """Of the first step, or of those after it, which are compared as one."""
+    return "first" if step == 0 else "later"
+
+
+def told_difference(one: Difference) -> str:
+    """One size that did not occur as often as predicted."""
     where = f"{one.phase} of step {one.step + 1}"
     who = one.measured_by or one.predicted_by
     return f"{gib(one.bytes)} in {where}: {one.predicted} predicted, {one.measured} measured ({who})"
 
 
-def _verdict(report: ValidationReport) -> Text:
-    if report.measurement.out_of_memory is not None:
-        outcome, style = ("as predicted", "bold green") if report.within else ("which was not predicted", "bold red")
-        return Text(f"the run ended out of memory, {outcome}", style=style)
-    judged = report.judged
+def told_first(first: Difference) -> str:
+    """Where prediction and run part."""
+    return (
+        f"the first, in {first.phase} of step {first.step + 1}: "
+        f"predicted {first.predicted_by}; measured {first.measured_by}"
+    )
+
+
+def told_end(failed: OutOfMemory) -> str:
+    """Where a run ended, and what the allocator said."""
+    return f"out of memory in {failed.phase} of step {failed.step + 1}: {failed.message}"
+
+
+def told_verdict(found: Comparison) -> str:
+    """Whether the prediction holds, in one sentence."""
+    if found.measurement.out_of_memory is not None:
+        return f"the run ended out of memory, {'as predicted' if found.within else 'which was not predicted'}"
+    judged = found.judged
     if judged is None:
-        return Text("nothing was measured", style="bold")
-    name = judged.name.removesuffix("_bytes").replace("_", " ")
-    how = "within" if report.within else "beyond"
-    style = "bold green" if report.within else "bold red"
-    return Text(f"{name} is {abs(judged.error):.3f} % off, {how} {report.tolerance:g} %", style=style)
+        return "nothing was measured"
+    how = "within" if found.within else "beyond"
+    return f"{judged.title} is {abs(judged.error):.3f} % off, {how} {found.tolerance:g} %"

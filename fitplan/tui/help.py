@@ -1,6 +1,6 @@
 """What the help says, screen by screen."""
 
-from fitplan.tui.look import EDGE, FREE, SIGNS, TAKEN
+from fitplan.tui.look import EDGE, FREE, MEASURED, SIGNS, TAKEN
 from fitplan.tui.screens.dialogs import Keys
 from fitplan.tui.widgets.fitmap import ASKED, CURSOR, NEAR
 from fitplan.verdict import Fit
@@ -49,7 +49,12 @@ PLAN_HELP: tuple[tuple[str, Keys], ...] = (
         (
             ("y", "copy the command line that gives this answer"),
             ("Y", "copy the Python call"),
+            ("s", "save the report: all of it on one page (HTML)"),
         ),
+    ),
+    (
+        "Was it right?",
+        (("v", "validate: run the step for real, and compare"),),
     ),
     (
         "App",
@@ -83,4 +88,36 @@ COMPARE_HELP: tuple[tuple[str, Keys], ...] = (
     ),
     ("Verdicts", _SIGNS),
     ("Bars", (*_BAR, ("", "all on one scale"))),
+)
+
+VALIDATE_HELP: tuple[tuple[str, Keys], ...] = (
+    (
+        "Validate",
+        (
+            ("Enter", "run it, or run it again"),
+            ("Esc  q", "end the run; where none runs, back"),
+            ("1 2 3", "the phases, the peaks, the differences; Tab goes round"),
+            ("y", "copy the command line of the run"),
+            ("t", "light or dark"),
+        ),
+    ),
+    (
+        "What is compared",
+        (
+            (MEASURED, "the most memory that a phase of the step held"),
+            (EDGE, "what was predicted for it"),
+            ("allocated", "as torch.cuda.max_memory_allocated() tells"),
+            ("requested", "what the program asked for; all that the CPU tells"),
+            ("reserved", "what PyTorch took from the driver"),
+            ("device", "what nvidia-smi shows of the process"),
+        ),
+    ),
+    (
+        "Verdicts",
+        (
+            ("✓ holds", "the peak is as predicted, within the tolerance"),
+            ("✗ missed", "it is not"),
+            ("out of memory", "✓ if that was predicted, ✗ if not"),
+        ),
+    ),
 )

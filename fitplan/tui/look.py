@@ -78,7 +78,7 @@ SIGNS = {
     Fit.DOES_NOT_FIT: Sign("✗", "does not fit", "bold $error"),
 }
 QUIET = "$quiet"
-FREE, TAKEN, EDGE = "·", "╱", "┃"
+FREE, TAKEN, EDGE, MEASURED = "·", "╱", "┃", "█"
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,12 @@ def sign_of(verdict: Verdict) -> Content:
 def badge_of(verdict: Verdict) -> Content:
     """``✓ FITS``, on its colour."""
     sign = SIGNS[verdict.fit]
-    return Content.styled(f" {sign.mark} {sign.word.upper()} ", f"bold $background on {sign.style.split()[-1]}")
+    return badge(sign.mark, sign.word, sign.style.split()[-1])
+
+
+def badge(mark: str, word: str, colour: str) -> Content:
+    """A mark and a word, on a colour."""
+    return Content.styled(f" {mark} {word.upper()} ", f"bold $background on {colour}")
 
 
 def bar(parts: Iterable[Part], full: int, width: int, edge: int | None = None, end: int | None = None) -> Content:
@@ -184,7 +189,7 @@ def shortened(text: str, room: int) -> str:
 
 def wrapped(text: str, width: int, style: str = QUIET) -> list[Content]:
     """A text in as many lines as it takes."""
-    return [Content.styled(line, style) for line in textwrap.wrap(text, max(1, width))]
+    return [Content.styled(line, style) for line in textwrap.wrap(text, max(1, width), break_on_hyphens=False)]
 
 
 def lines(parts: Iterable[Content]) -> Content:

@@ -1,9 +1,11 @@
 """The command line and the Python call that give the same answer as the screen."""
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from fitplan.models.resolve import ModelConfig
+from fitplan.report.command import words
 from fitplan.setup import TrainingSetup
 from fitplan.tui.state import Question
 
@@ -15,16 +17,12 @@ def command_line(question: Question, model: ModelConfig | None, command: str = "
 
 def arguments(question: Question, model: ModelConfig | None, command: str) -> list[str]:
     """What follows ``fitplan`` on the command line."""
-    words = [command, question.model]
-    for name, value in _device(question).items():
-        words += [f"--{name}", value]
-    for name, value in fewest_settings(question, model).items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", ",".join(value) if isinstance(value, tuple) else str(value)]
-    return words
+    return words(command, question.model, {**_device(question), **fewest_settings(question, model)})
+
+
+def validation_words(question: Question, model: ModelConfig | None, where: Mapping[str, str]) -> list[str]:
+    """What follows ``fitplan`` to run a question for real; ``where`` instead of the GPU that is asked about."""
+    return words("validate", question.model, {**where, **fewest_settings(question, model)})
 
 
 def python_call(question: Question, model: ModelConfig | None) -> str:

@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fitplan.allocator.caching import CachingAllocator
 from fitplan.allocator.settings import AllocatorSettings
@@ -21,6 +21,9 @@ SMALL = 512
 """Bytes; smaller blocks are left out of the list of differences: they are scalars, and cost a granule each."""
 
 MOST_LISTED = 8
+
+JUDGED = ("peak_allocated_bytes", "peak_requested_bytes")
+"""What a tolerance is for: the first of these that was measured."""
 
 
 def predicted_phases(trace: Trace, *, expandable: bool) -> tuple[PhaseMemory, ...]:
@@ -57,6 +60,20 @@ class PhasePair:
     predicted: PhaseMemory
     measured: PhaseMemory
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Predicted and measured bytes of the same kind: allocated where that was measured, else requested."""
+        predicted = self.predicted
+        if self.measured.allocated_bytes is None:
+            predicted = replace(predicted, allocated_bytes=None)
+        return predicted.bytes, self.measured.bytes
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """The inverse of :func:`to_dict`."""
+        predicted, measured = (PhaseMemory(**document[name]) for name in ("predicted", "measured"))
+        return cls(document["phase"], document["step"], predicted, measured)
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -70,6 +87,17 @@ class Quantity:
     def error(self) -> float:
         """Relative error of the prediction, in percent."""
         return 100 * (self.predicted - self.measured) / self.measured
+
+    @property
+    def title(self) -> str:
+        """As it is called in a text: ``"peak allocated"``."""
+        return self.name.removesuffix("_bytes").replace("_", " ")
+
+
+def judged(quantities: Iterable[Quantity]) -> Quantity | None:
+    """The quantity that a tolerance is for, if it was measured."""
+    known = {quantity.name: quantity for quantity in quantities}
+    return next((known[name] for name in JUDGED if name in known), None)
 
 
 @dataclass(frozen=True)
@@ -104,20 +132,28 @@ def as_trainer_tells(predicted: Iterable[PhaseMemory]) -> tuple[PhaseMemory, ...
 
 
 def pairs(predicted: Iterable[PhaseMemory], measured: Iterable[PhaseMemory], *, all_in_first: bool) -> list[PhasePair]:
-    """The phases that both know, side by side, in order of time; a trace does not know those without allocations.
-
-    The trace runs one micro-batch in the first step: with more (``all_in_first`` false) its phases say nothing.
-    """
-    ours, theirs = _by_place(predicted), _by_place(measured)
-    skipped = (Phase.FORWARD, Phase.BACKWARD)
+    """The phases that both know, side by side, in order of time; a trace does not know those without allocations."""
+    ours = by_place(expected(predicted, all_in_first=all_in_first))
     return [
         PhasePair(phase, step, ours[(phase, step)], one)
-        for (phase, step), one in theirs.items()
-        if (phase, step) in ours and (all_in_first or step or phase not in skipped)
+        for (phase, step), one in by_place(measured).items()
+        if (phase, step) in ours
     ]
 
 
-def _by_place(phases: Iterable[PhaseMemory]) -> dict[tuple[str, int], PhaseMemory]:
+def expected(predicted: Iterable[PhaseMemory], *, all_in_first: bool) -> tuple[PhaseMemory, ...]:
+    """What of a prediction can be measured, in order of time; of the later steps the highest.
+
+    The trace runs one micro-batch in the first step: with more (``all_in_first`` false) its phases say nothing.
+    """
+    skipped = (Phase.FORWARD, Phase.BACKWARD)
+    return tuple(
+        one for (phase, step), one in by_place(predicted).items() if all_in_first or step or phase not in skipped
+    )
+
+
+def by_place(phases: Iterable[PhaseMemory]) -> dict[tuple[str, int], PhaseMemory]:
+    """The phases by name and step, 0 for the first and 1 for all later ones, of which the highest is kept."""
     highest: dict[tuple[str, int], PhaseMemory] = {}
     for one in phases:
         place = (str(one.phase), min(one.step, LATER))

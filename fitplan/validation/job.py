@@ -72,9 +72,26 @@ class PhaseMemory:
     reserved_bytes: int | None = None
     process_bytes: int | None = None
 
+    @property
+    def bytes(self) -> int:
+        """The most in blocks handed out; on the CPU, which has none, the most that was asked for."""
+        return self.requested_bytes if self.allocated_bytes is None else self.allocated_bytes
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a run is expected to measure, told before it starts.
+
+    Attributes:
+        phases: one for each phase of the first step, and one for each of the later ones.
+
+    """
+
+    phases: tuple[PhaseMemory, ...]
 
 
 @dataclass(frozen=True)

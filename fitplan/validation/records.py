@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
 from fitplan.errors import InputError
 from fitplan.resources import profiles
 from fitplan.setup import TrainingSetup
+
+if TYPE_CHECKING:  # most models have no record, and an answer is to come at once
+    from fitplan.validation.comparison import PhasePair, Quantity
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,40 @@ class Record:
         model: name of the model.
         device: name of the device.
         setup: its settings.
-        quantities: by name, predicted and measured bytes.
-        created: when.
+        quantities: peaks of the whole run, predicted and measured; at least one.
+        phases: the same, phase by phase.
+        created: when, in UTC, as ISO 8601.
 
     """
 
     model: str
     device: str
     setup: dict[str, Any]
-    quantities: dict[str, tuple[int, int]]
+    quantities: "tuple[Quantity, ...]"
+    phases: "tuple[PhasePair, ...]"
     created: str
+
+    @property
+    def peak(self) -> "Quantity":
+        """The quantity that the run was judged by."""
+        from fitplan.validation.comparison import judged
+
+        return judged(self.quantities) or self.quantities[0]
+
+    @property
+    def date(self) -> str:
+        """The day of the run: ``"2026-01-31"``."""
+        return self.created[:10]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values, without the phases; sizes are bytes."""
+        return {
+            "model": self.model,
+            "device": self.device,
+            "setup": self.setup,
+            "quantities": {one.name: [one.predicted, one.measured] for one in self.quantities},
+            "created": self.created,
+        }
 
 
 def own_records() -> Path:
@@ -50,7 +77,7 @@ def write_record(document: dict[str, Any], folder: Path | None = None, label: st
     """
     folder = folder or own_records()
     stamp = label or re.sub(r"[^0-9T]", "", document["created"])
-    path = folder / f"{_plain(document['model']['name'])}--{document['setup']['method']}--{stamp}.json"
+    path = folder / f"{plain_name(document['model']['name'])}--{document['setup']['method']}--{stamp}.json"
     unfinished = path.with_suffix(".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,22 +102,28 @@ def nearest(model: str, setup: TrainingSetup) -> Record | None:
 
 def _records(model: str, method: str) -> Iterator[Record]:
     for folder in (profiles() / "measured", own_records()):
-        for path in sorted(folder.glob(f"{_plain(model)}--{method}--*.json")):
-            with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged record is no evidence
+        for path in sorted(folder.glob(f"{plain_name(model)}--{method}--*.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError, InputError):  # a damaged record is no evidence
                 yield _record(json.loads(path.read_text()))
 
 
 def _record(document: dict[str, Any]) -> Record:
+    from fitplan.validation.report import read_comparison
+
     if not document["quantities"]:
         raise ValueError("the run did not come to its end")
+    TrainingSetup.from_dict(document["setup"])  # or it is of another version
+    found = read_comparison(document)
     return Record(
         document["model"]["name"],
-        document["measurement"]["device"],
+        found.measurement.device,
         document["setup"],
-        {q["name"]: (q["predicted"], q["measured"]) for q in document["quantities"]},
+        found.quantities,
+        found.phases,
         document["created"],
     )
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A model's name as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", name)

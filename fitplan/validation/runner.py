@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from fitplan.validation.comparison import (
     as_trainer_tells,
     comparable,
     differences,
+    expected,
     first_difference,
     measured_births,
     pairs,
@@ -30,7 +31,7 @@ from fitplan.validation.comparison import (
     predicted_phases,
     quantities,
 )
-from fitplan.validation.job import Job, Measurement, PhaseMemory, Runner
+from fitplan.validation.job import Expectation, Job, Measurement, PhaseMemory, Runner
 from fitplan.validation.process import measure
 from fitplan.validation.report import ValidationReport
 
@@ -126,7 +127,8 @@ class Options:
 
 OPTIONS = frozenset(Options.__dataclass_fields__) - {"limit_bytes"}
 
-Watch = Callable[[PhaseMemory], None]
+Watch = Callable[[Expectation | PhaseMemory], None]
+"""Is told what a run is expected to measure, then each of its phases as it ends."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,8 @@ def validate_forecast(
     _check_room(said, target, options)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     accumulation = said.setup.gradient_accumulation_steps
+    shown = as_trainer_tells(said.phases) if options.runner is Runner.TRAINER else said.phases
+    watch(_expectation(shown, target, all_in_first=accumulation == 1))
     with tempfile.TemporaryDirectory(prefix="fitplan-") as folder:
         events = os.path.join(folder, "events")  # noqa: PTH118  a string, for another process
         job = Job(
@@ -223,7 +227,6 @@ def validate_forecast(
         comparable(found, all_in_first=accumulation == 1, on_cpu=target.gpu is None, ended_in=measurement.out_of_memory)
         for found in (predicted_births(said.trace) if births else (), births)
     )
-    shown = as_trainer_tells(said.phases) if options.runner is Runner.TRAINER else said.phases
     return ValidationReport(
         model=said.model,
         setup=said.setup,
@@ -238,6 +241,14 @@ def validate_forecast(
         versions=installed_versions(said.setup),
         created=created,
     )
+
+
+def _expectation(shown: Iterable[PhaseMemory], target: Target, *, all_in_first: bool) -> Expectation:
+    """Of what was predicted, what the run will tell: on the CPU nothing hands out blocks."""
+    phases = expected(shown, all_in_first=all_in_first)
+    if target.gpu is None:
+        phases = tuple(replace(one, allocated_bytes=None, reserved_bytes=None) for one in phases)
+    return Expectation(phases)
 
 
 def _check_room(said: Forecast, target: Target, options: Options) -> None:
@@ -258,7 +269,7 @@ FOLDER_VARIABLES = ("TMPDIR", "TEMP", "TMP")
 
 def _measured(job: Job, target: Target, folder: str, options: Options, progress: Progress, watch: Watch) -> Measurement:
     def told(phase: PhaseMemory) -> None:
-        progress(f"step {phase.step + 1}, {phase.phase}: {gib(phase.allocated_bytes or phase.requested_bytes)}")
+        progress(f"step {phase.step + 1}, {phase.phase}: {gib(phase.bytes)}")
         watch(phase)
 
     progress("starting the run")

@@ -1,6 +1,8 @@
 """Answers that never change, so that pictures of the screens change only when the screens do."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from fitplan.advice import Advice, Proposal, Step
 from fitplan.audit import ParameterGroup
@@ -14,12 +16,16 @@ from fitplan.plan import CheckReport, Plan
 from fitplan.setup import Attention, Task, TrainingSetup
 from fitplan.trace.events import Category
 from fitplan.tui.answers import Answers
+from fitplan.tui.child import Answer, ChildFailed
 from fitplan.tui.state import Question
 from fitplan.units import GIB
+from fitplan.validation.job import Expectation, PhaseMemory
 from fitplan.verdict import DeviceMemory, Fit, Verdict
 
 CONTEXT = GIB // 2
-MODEL = ModelConfig("canned-8b", "shipped", {"model_type": "llama", "max_position_embeddings": 131_072})
+MODEL = ModelConfig(
+    "canned-8b", "shipped", {"model_type": "llama", "max_position_embeddings": 131_072, "num_hidden_layers": 32}
+)
 GPU = Device("Canned 24GB", 24 * GIB, 23 * GIB, (8, 9), "made up")
 VERSIONS = {"torch": "2.13.0"}
 UNKNOWN, BAD = "owner/unknown", "bad"
@@ -119,3 +125,104 @@ def _cell(setup: TrainingSetup, batch_size: int, seq_len: int) -> Cell:
 def _proposal(steps: tuple[Step, ...], setup: TrainingSetup, before: MemoryEstimate) -> Proposal:
     found = estimate(setup)
     return Proposal(steps, setup, found, verdict(found), before.peak_allocated_bytes - found.peak_allocated_bytes)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+_STEP = (("forward", 11.0), ("backward", 13.4), ("clip", 7.5), ("optimizer", 7.7), ("zero_grad", 7.4))
+PREDICTED = [("load", 0, 7.0), ("prepare", 0, 7.2), *((phase, step, gibs) for step in (0, 1) for phase, gibs in _STEP)]
+"""Phase, step, GiB allocated."""
+DIFFERENCES = [
+    {
+        "phase": "backward", "step": 1, "bytes": 536_870_912, "predicted": 0, "measured": 2,
+        "predicted_by": "", "measured_by": "modeling_llama.py:101 matmul",
+    },
+    {
+        "phase": "forward", "step": 0, "bytes": 4_194_304, "predicted": 3, "measured": 1,
+        "predicted_by": "model.layers.0.mlp: aten.mm.default", "measured_by": "",
+    },
+]  # fmt: skip
+FIRST = {
+    "phase": "forward", "step": 0, "bytes": 4_194_304, "predicted": 1, "measured": 0,
+    "predicted_by": "model.layers.0.mlp: aten.mm.default, 4194304 bytes", "measured_by": "nothing",
+}  # fmt: skip
+
+
+def phase(name: str, step: int, gibs: float) -> PhaseMemory:
+    """A phase on a GPU."""
+    size = round(gibs * GIB)
+    return PhaseMemory(name, step, size - 2**20, size, size + GIB // 4, size + GIB)
+
+
+def run_document(factor: float, *, out_of_memory: bool = False) -> dict[str, Any]:
+    """What ``fitplan validate`` says of a run that took ``factor`` of what was predicted."""
+    measured = [phase(name, step, factor * gibs) for name, step, gibs in PREDICTED]
+    measured = measured[:4] if out_of_memory else measured
+    pairs = [
+        {
+            "phase": one.phase,
+            "step": one.step,
+            "predicted": phase(name, step, gibs).to_dict(),
+            "measured": one.to_dict(),
+        }
+        for one, (name, step, gibs) in zip(measured, PREDICTED, strict=False)
+    ]
+    quantities = [
+        {
+            "name": f"{name}_bytes",
+            "predicted": round((13.4 + more) * GIB),
+            "measured": round((factor * 13.4 + more) * GIB),
+        }
+        for name, more in (("peak_requested", -0.001), ("peak_allocated", 0), ("peak_reserved", 0.25), ("device", 0.7))
+    ]
+    ended = {"phase": "backward", "step": 0, "message": "CUDA out of memory. Tried to allocate 2.00 GiB."}
+    return {
+        "quantities": [] if out_of_memory else quantities,
+        "phases": pairs,
+        "differences": DIFFERENCES if abs(factor - 1) > 0.02 else [],
+        "first_difference": FIRST if abs(factor - 1) > 0.02 else None,
+        "runs_on_paper": True,
+        "tolerance_percent": 2.0,
+        "measurement": {
+            "phases": [one.to_dict() for one in measured],
+            "device": "Canned 24GB",
+            "versions": {},
+            "out_of_memory": ended if out_of_memory else None,
+        },
+    }
+
+
+class Runs:
+    """Stands in for the process of a run: it tells some phases, then ends as it is told to.
+
+    Args:
+        ending: the document, or why there is none; without any it never ends.
+        complaint: what could not be done beside it.
+
+    """
+
+    def __init__(self, ending: dict[str, Any] | str | None = None, complaint: str = "") -> None:
+        self.asked: list[list[str]] = []
+        self.ended = 0
+        self._ending, self._complaint = ending, complaint
+
+    async def ask(
+        self,
+        arguments: Sequence[str],
+        progress: Callable[[str], None],
+        watch: Callable[[Expectation | PhaseMemory], None],
+    ) -> Answer:
+        """As :func:`fitplan.tui.child.ask`."""
+        self.asked.append(list(arguments))
+        if isinstance(self._ending, str):
+            raise ChildFailed(self._ending)
+        progress("starting the run")
+        watch(Expectation(tuple(phase(*one) for one in PREDICTED)))
+        for name, step, gibs in PREDICTED[:4]:
+            progress(f"step {step + 1}, {name}: {gibs:.2f} GiB")
+            watch(phase(name, step, 0.99 * gibs))
+        try:
+            await asyncio.sleep(3600 if self._ending is None else 0)
+        finally:
+            self.ended += 1
+        return Answer(self._ending, self._complaint)

@@ -346,7 +346,7 @@ from fitplan.tui.app import FitplanApp
 from fitplan.tui.state import Question
 async def run():
     async with FitplanApp(Question("llama-8b", "4090"), Machine()).run_test() as pilot:
-        await pilot.press("right", "down", "right", "c", "escape")
+        await pilot.press("right", "down", "right", "c", "escape", "s", "escape", "v")
         await pilot.pause(0.5)
 asyncio.run(run())
 print([m for m in ("torch", "transformers", "peft", "numpy", "huggingface_hub") if m in sys.modules])

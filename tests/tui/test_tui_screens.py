@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from canned import BAD, UNKNOWN, Canned
+from canned import BAD, UNKNOWN, Canned, Runs, run_document
 from driver import drive, press, settled, strips, text
 from textual.pilot import Pilot
 from textual.screen import ModalScreen
 
+from fitplan.devices.detect import Machine, Reason
 from fitplan.setup import Method
 from fitplan.tui.look import DARK, LIGHT, SIGNS
 from fitplan.tui.screens import plan as plan_module
+from fitplan.tui.screens import validate as validate_module
 from fitplan.tui.state import Question
 from fitplan.verdict import Fit
 
@@ -40,7 +42,27 @@ SCREENS: dict[str, tuple[Question, Sequence[str]]] = {
     "command": (FITS, ["y"]),
     "python": (FITS, ["Y"]),
     "help": (FITS, ["question_mark"]),
+    "save": (FITS, ["s"]),
+    "validate-cpu": (FITS, ["v"]),
+    "validate-gpu": (FITS, ["v"]),
+    "validate-running": (FITS, ["v", "enter"]),
+    "validate-holds": (FITS, ["v", "enter"]),
+    "validate-peaks": (FITS, ["v", "enter", "2"]),
+    "validate-missed": (FITS, ["v", "enter"]),
+    "validate-differences": (FITS, ["v", "enter", "3"]),
+    "validate-out-of-memory": (FITS, ["v", "enter"]),
+    "validate-failed": (FITS, ["v", "enter"]),
+    "validate-help": (FITS, ["v", "question_mark"]),
 }
+RUNS: dict[str, Any] = {
+    "validate-holds": run_document(1.001),
+    "validate-peaks": run_document(1.001),
+    "validate-missed": run_document(1.1),
+    "validate-differences": run_document(1.1),
+    "validate-out-of-memory": run_document(1.1, out_of_memory=True),
+    "validate-failed": "the run was killed by SIGKILL after forward of step 1; the machine may be out of memory",
+}
+NO_GPU = Machine(reason=Reason.NO_DRIVER, error="Library not found")
 TEXT, MARK = 4.5, 1.6
 """Contrast: of words as in WCAG 2.1 (1.4.3); of the marks in a bar, whose pattern also tells them apart."""
 
@@ -53,11 +75,15 @@ def no_children(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(60)
 
     monkeypatch.setattr(plan_module, "ask", ask)
+    monkeypatch.setattr(validate_module, "monotonic", lambda: 0.0)
 
 
 def _watched(name: str, watch: Callable[[Pilot[None]], Any]) -> None:
     """Bring the screen up, and watch it."""
+    from test_detect import machine
+
     question, keys = SCREENS[name]
+    here = machine("one_h100") if name.startswith("validate-") and name != "validate-cpu" else NO_GPU
 
     async def script(pilot: Pilot[None]) -> Any:
         if question.model not in (BAD, UNKNOWN):
@@ -66,7 +92,9 @@ def _watched(name: str, watch: Callable[[Pilot[None]], Any]) -> None:
             await press(pilot, part)
         await watch(pilot)
 
-    drive(script, question, size=SIZES[0], answers=Canned())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(validate_module, "ask", Runs(RUNS.get(name)).ask)
+        drive(script, question, size=SIZES[0], answers=Canned(), machine=here)
 
 
 @pytest.mark.parametrize("name", SCREENS)
@@ -102,7 +130,7 @@ def _luminance(colour: Any) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@pytest.mark.parametrize("name", ["fits", "map", "compare", "models", "help"])
+@pytest.mark.parametrize("name", ["fits", "map", "compare", "models", "help", "save", "validate-missed"])
 def test_a_tiny_terminal_breaks_nothing(name: str) -> None:
     async def watch(pilot: Pilot[None]) -> None:
         for width, height in ((60, 15), (20, 5), (2, 2), (1, 1), SIZES[0]):

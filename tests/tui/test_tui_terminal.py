@@ -160,8 +160,9 @@ def test_a_child_answers_and_complains() -> None:
 
     from fitplan.tui.child import ChildFailed, ask
 
-    document = asyncio.run(ask(["check", "llama-8b", "--gpu", "4090", "--method", "full"], print))
-    assert document["plans"][0]["verdict"] == "does_not_fit"
+    answer = asyncio.run(ask(["check", "llama-8b", "--gpu", "4090", "--method", "full"], print))
+    assert answer.document["plans"][0]["verdict"] == "does_not_fit"
+    assert answer.complaint == ""
     with pytest.raises(ChildFailed, match="no model is known"):
         asyncio.run(ask(["check", "no-such-model"], print))
 

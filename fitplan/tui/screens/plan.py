@@ -22,8 +22,8 @@ from fitplan.tui import sources
 from fitplan.tui.answers import Answers, Superseded
 from fitplan.tui.child import ask
 from fitplan.tui.help import PLAN_HELP
-from fitplan.tui.knobs import knob_of
-from fitplan.tui.reproduce import arguments, command_line, python_call
+from fitplan.tui.knobs import METHOD_NAMES, knob_of
+from fitplan.tui.reproduce import arguments, command_line, python_call, validation_words
 from fitplan.tui.screens.compare import CompareScreen
 from fitplan.tui.screens.dialogs import Help, TakeAway
 from fitplan.tui.screens.picker import Picker
@@ -38,6 +38,7 @@ from fitplan.tui.widgets.panel import Panel
 from fitplan.tui.widgets.settings import GPU, MODEL, SettingsPanel
 from fitplan.tui.widgets.strip import Strip
 from fitplan.tui.widgets.verdict import VerdictPanel
+from fitplan.validation.records import plain_name
 
 PAUSE = 0.12
 """Seconds without another key after which what is costly is looked up."""
@@ -58,11 +59,13 @@ class PlanScreen(Screen[None]):
         Binding("u", "undo", "Undo"),
         Binding("r,ctrl+r", "redo", "Redo", show=False),
         Binding("c", "compare", "Compare"),
-        Binding("h", "hold", "Hold"),
+        Binding("v", "validate", "Validate"),
+        Binding("s", "save", "Save"),
         Binding("y", "take('command')", "Copy"),
         Binding("Y", "take('call')", "Copy as Python", show=False),
-        Binding("t", "app.turn_theme", "Theme"),
         Binding("q", "app.quit", "Quit"),
+        Binding("h", "hold", "Hold"),  # 80 columns end here
+        Binding("t", "app.turn_theme", "Theme"),
         *(Binding(str(n), f"panel({n - 1})", name, show=False) for n, name in enumerate(PANELS, 1)),
     ]
 
@@ -295,6 +298,29 @@ class PlanScreen(Screen[None]):
             self.query_one(Heading).held = len(self.held)
             self.ask(question)
 
+    def action_validate(self) -> None:
+        """Run this for real."""
+        from fitplan.tui.run import place_for
+        from fitplan.tui.screens.validate import ValidateScreen
+
+        view = self.view
+        if view is None or view.stage is Stage.FAILED:
+            self.notify("there is no answer that a run could be held against", severity="warning", timeout=3)
+            return
+        place = place_for(view.question, view.model, view.device, self._machine)
+        words = validation_words(view.question, view.model, place.flags)
+        title = f"Validate {_model_name(view)}, {METHOD_NAMES[view.question.method]}"
+        self.app.push_screen(ValidateScreen(title, words, place))
+
+    def action_save(self) -> None:
+        """Write the report of this question."""
+        from fitplan.tui.screens.save import SaveReport
+
+        if self.view is not None:
+            question = self.view.question
+            name = f"fitplan-{plain_name(_model_name(self.view))}-{question.method}.html"
+            self.app.push_screen(SaveReport(arguments(question, self.view.model, "report"), name))
+
     def action_take(self, what: str) -> None:
         """Copy the command line or the Python call that gives this answer."""
         question, model = self.history.now, self.view.model if self.view is not None else None
@@ -305,3 +331,7 @@ class PlanScreen(Screen[None]):
     def action_help(self) -> None:
         """What the keys do."""
         self.app.push_screen(Help("Help", PLAN_HELP))
+
+
+def _model_name(view: View) -> str:
+    return view.model.name if view.model is not None else view.question.model

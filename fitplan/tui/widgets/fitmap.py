@@ -21,7 +21,7 @@ _LABEL, _LEAST, _MOST, _LARGEST = 6, 6, 10, 8
 _HEAD = 1
 
 
-class MapPanel(Panel, can_focus=True):
+class MapPanel(Panel[View], can_focus=True):
     """Lengths downwards, batches across; the arrow keys move, Enter asks about the cell."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -11,7 +11,7 @@ from fitplan.tui.widgets.panel import Panel
 SOURCES = {"shipped": "shipped formula", "cache": "traced on this machine", "trace": "traced now"}
 
 
-class Heading(Panel):
+class Heading(Panel[View]):
     """Model, method, GPU, source; and how many setups are held."""
 
     held: reactive[int] = reactive(0)

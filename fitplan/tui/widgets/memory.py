@@ -15,7 +15,7 @@ from fitplan.units import count, gib
 _NUMBERS = 18
 
 
-class MemoryPanel(Panel):
+class MemoryPanel(Panel[View]):
     """The legend of the bar, with sizes and shares."""
 
     def draw(self, view: View) -> Content:

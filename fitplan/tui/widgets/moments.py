@@ -14,7 +14,7 @@ PEAK = "◀ peak"
 _WIDE, _NAME, _SHORT_NAME = 60, 24, 22
 
 
-class MomentsPanel(Panel):
+class MomentsPanel(Panel[View]):
     """A bar for each moment, with the line of what allocated memory may reach; the peak is named."""
 
     def draw(self, view: View) -> Content:

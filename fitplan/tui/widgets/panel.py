@@ -1,19 +1,20 @@
 """A frame with a title that draws a view."""
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
 from fitplan.tui.look import QUIET
-from fitplan.tui.view import View
+
+Shown = TypeVar("Shown")
 
 
-class Panel(Widget):
+class Panel(Widget, Generic[Shown]):
     """Draws ``view`` with :meth:`draw`, within the size it is given."""
 
-    view: reactive[View | None] = reactive(None)
+    view: reactive[Shown | None] = reactive(None)
 
     def __init__(self, title: str, **options: Any) -> None:
         super().__init__(**options)
@@ -23,7 +24,7 @@ class Panel(Widget):
         """What :meth:`draw` draws; nothing while there is no view."""
         return self.draw(self.view) if self.view is not None else Content()
 
-    def draw(self, view: View) -> Content:
+    def draw(self, view: Shown) -> Content:
         """The content of the frame."""
         raise NotImplementedError
 

@@ -22,7 +22,7 @@ _VALUE = 15
 LESS, MORE = "‹", "›"
 
 
-class SettingsPanel(Panel, can_focus=True):
+class SettingsPanel(Panel[View], can_focus=True):
     """Up and down choose a row, left and right change it, Enter asks for a value."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -6,14 +6,25 @@ from textual.content import Content
 
 from fitplan.devices.device import Device
 from fitplan.plan import Plan
-from fitplan.tui.look import EDGE, QUIET, badge_of, bar, device_bytes_of, device_parts, lines, slack_text, wrapped
+from fitplan.tui.look import (
+    EDGE,
+    QUIET,
+    badge,
+    badge_of,
+    bar,
+    device_bytes_of,
+    device_parts,
+    lines,
+    slack_text,
+    wrapped,
+)
 from fitplan.tui.view import Stage, View
 from fitplan.tui.widgets.panel import Panel
 from fitplan.units import gib
 from fitplan.verdict import Fit
 
 
-class VerdictPanel(Panel):
+class VerdictPanel(Panel[View]):
     """The answer in one line, and the memory as a bar."""
 
     def draw(self, view: View) -> Content:
@@ -21,10 +32,10 @@ class VerdictPanel(Panel):
         if view.plan is not None and view.device is not None:
             return self._answer(view.plan, view.device, view.warnings)
         if view.stage is Stage.TRACING:
-            head = Content.styled(" … TRACING ", "bold $background on $primary")
+            head = badge("…", "tracing", "$primary")
             told = f"This setup does not ship: its step is run without memory, in another process. {view.told}"
         else:
-            head, told = Content.styled(" ! NO ANSWER ", "bold $background on $error"), view.told
+            head, told = badge("!", "no answer", "$error"), view.told
         return lines([head, *wrapped(told, self.room[0])])
 
     def _answer(self, plan: Plan, device: Device, warnings: Sequence[str]) -> Content:
