@@ -150,7 +150,7 @@ def test_rows_are_chosen_and_changed_with_the_mouse() -> None:
         (["g", *"20GiB", "enter"], LLAMA.on(vram="20GiB")),
         (["down", "enter", *"12", "enter"], LLAMA.change("batch_size", 12)),
         (["down", "enter", *"xyz", "enter", "escape"], LLAMA),
-        (["end", "up", "up", "up", "enter", *"adafactor", "enter"], LLAMA.change("optim", "adafactor")),
+        (["end", "up", "up", "up", "up", "enter", *"adafactor", "enter"], LLAMA.change("optim", "adafactor")),
     ],
     ids=lambda keys: "".join(keys)[:14] if isinstance(keys, list) else "",
 )
