@@ -13,7 +13,16 @@ from fitplan.devices.device import Device
 from fitplan.errors import InputError
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import Attention, Dtype, Method, Optim, TrainingSetup, settings_for
+from fitplan.setup import (
+    TENSOR_CORES_FOR_BFLOAT16,
+    Attention,
+    Dtype,
+    Method,
+    Optim,
+    TrainingSetup,
+    settings_for,
+    with_defaults,
+)
 from fitplan.verdict import Fit, Verdict, device_memory, judge
 
 SCHEMA = "fitplan.advise/1"
@@ -341,6 +350,11 @@ class Advisor:
         """The setup with some settings changed; those that mean nothing for a new method are left out."""
         settings = setup.to_dict() | dict(changes)
         method = Method(settings["method"])
+        if self._device.capability < TENSOR_CORES_FOR_BFLOAT16:
+            if changes.get("dtype") is Dtype.BFLOAT16:
+                return None
+            if method is not setup.method and not self._fixed & {"dtype", "mixed_precision"}:
+                settings = _with_dtype_for(method, settings, self._device.capability)
         try:
             return TrainingSetup.from_dict(settings_for(method, settings))
         except InputError:
@@ -353,6 +367,14 @@ class Advisor:
     def _proposal(self, steps: tuple[Step, ...], setup: TrainingSetup, estimate: MemoryEstimate) -> Proposal:
         verdict = judge(estimate, self._device)
         return Proposal(steps, setup, estimate, verdict, self._asked_bytes - verdict.memory.bytes)
+
+
+def _with_dtype_for(method: Method, settings: Mapping[str, Any], capability: tuple[int, int]) -> dict[str, Any]:
+    """The settings with the types that another method takes on this GPU."""
+    rest = {
+        name: value for name, value in settings.items() if name not in ("dtype", "mixed_precision", "compute_dtype")
+    }
+    return with_defaults(rest, method=method, positions=None, capability=capability)
 
 
 def smallest_device(estimate: MemoryEstimate, devices: tuple[Device, ...]) -> Device | None:

@@ -16,7 +16,7 @@ from fitplan.footprint.recipe import shape_of
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.plan import CheckReport, Plan
-from fitplan.setup import DEFAULT_SEQ_LEN, Method, TrainingSetup, settings_for
+from fitplan.setup import Attention, Method, TrainingSetup, settings_for, with_defaults
 from fitplan.tracer import Progress, installed_versions
 from fitplan.units import parse_size
 from fitplan.validation.records import nearest, write_record
@@ -57,7 +57,10 @@ def check(
     """
     device = device_named(gpu, vram)
     config = resolve_model(model)
-    setups = _setups(method, _with_length(config, _as_here(device, settings)))
+    capability = device.capability if device else DEFAULT_CAPABILITY
+    setups = _setups(config, method, capability, _as_here(device, settings))
+    for setup in setups:
+        _check_gpu(setup, device)
     fixed = frozenset(settings) | {"method"}
     plans = tuple(_plan(config, setup, device, trace, fixed, progress) for setup in setups)
     return CheckReport(config, device, plans, installed_versions())
@@ -78,7 +81,7 @@ def estimate(
 
     """
     config = resolve_model(model)
-    setup = TrainingSetup.from_dict(_with_length(config, settings))
+    setup = _setup(config, capability, settings)
     return answer(config, setup, capability, fresh=trace, progress=progress).estimate
 
 
@@ -97,7 +100,7 @@ def explain(
 
     """
     config = resolve_model(model)
-    setup = TrainingSetup.from_dict(_with_length(config, settings))
+    setup = _setup(config, capability, settings)
     stored = footprint_of(config, setup, capability, progress)
     shape = shape_of(setup)
     if stored.piece(shape) is None:
@@ -127,7 +130,8 @@ def fit_map(
     if device is None:
         raise InputError("a map needs a device; give a gpu such as h100, or an amount of vram such as 24GiB")
     config = resolve_model(model)
-    setup = TrainingSetup.from_dict(_with_length(config, settings))
+    setup = _setup(config, device.capability, settings)
+    _check_gpu(setup, device)
     stored = footprint_of(config, setup, device.capability, progress)
     return draw_map(config, stored.resolved(setup), shape_of(setup), stored, device)
 
@@ -158,7 +162,8 @@ def advise(
     if device is None:
         raise InputError("advice needs a device; give a gpu such as h100, or an amount of vram such as 24GiB")
     config = resolve_model(model)
-    setup = TrainingSetup.from_dict(_with_length(config, _as_here(device, settings)))
+    setup = _setup(config, device.capability, _as_here(device, settings))
+    _check_gpu(setup, device)
     asked = answer(config, setup, device.capability, fresh=False, progress=progress)
     left = MOST_TRACED if trace or asked.source != SHIPPED else 0
     untried = frozenset() if left else TRACED_ONLY - frozenset(settings)
@@ -218,7 +223,9 @@ def validate(
     options = Options(limit_bytes=limit, **{name: value for name, value in rest.items() if name in OPTIONS})
     config = resolve_model(model)
     settings = {name: value for name, value in rest.items() if name not in OPTIONS}
-    setup = TrainingSetup.from_dict(_with_length(config, settings))
+    gpu = target.gpu
+    setup = _setup(config, gpu.capability if gpu else DEFAULT_CAPABILITY, _as_here(gpu, settings))
+    _check_gpu(setup, gpu)
     if len(layers) > (2 if find_limit is None else 1):
         raise InputError(f"layers are one depth{' or two' if find_limit is None else ''}, not {len(layers)}")
     if find_limit is not None:
@@ -284,19 +291,31 @@ def _as_here(device: Device | None, settings: dict[str, Any]) -> dict[str, Any]:
         return settings
 
 
-def usual_length(model: ModelConfig) -> int:
-    """The length where none is given: the default, or what the model knows positions for, if that is less."""
-    return min(DEFAULT_SEQ_LEN, model.positions or DEFAULT_SEQ_LEN)
+def _setup(model: ModelConfig, capability: tuple[int, int], settings: dict[str, Any]) -> TrainingSetup:
+    method = TrainingSetup.from_dict({"method": settings.get("method", Method.QLORA)}).method
+    return TrainingSetup.from_dict(
+        with_defaults(settings, method=method, positions=model.positions, capability=capability)
+    )
 
 
-def _with_length(model: ModelConfig, settings: dict[str, Any]) -> dict[str, Any]:
-    return {"seq_len": usual_length(model), **settings}
-
-
-def _setups(method: Method | str | None, settings: dict[str, Any]) -> list[TrainingSetup]:
+def _setups(
+    model: ModelConfig, method: Method | str | None, capability: tuple[int, int], settings: dict[str, Any]
+) -> list[TrainingSetup]:
     if method is not None:
-        return [TrainingSetup.from_dict({**settings, "method": method})]
-    return [TrainingSetup.from_dict(settings_for(one, settings)) for one in (Method.QLORA, Method.LORA, Method.FULL)]
+        return [_setup(model, capability, {**settings, "method": method})]
+    every = (Method.QLORA, Method.LORA, Method.FULL)
+    return [_setup(model, capability, settings_for(one, settings)) for one in every]
+
+
+def _check_gpu(setup: TrainingSetup, device: Device | None) -> None:
+    """FlashAttention-2 supports Ampere GPUs and newer (its README, "NVIDIA CUDA Support")."""
+    if device is not None and setup.attn is Attention.FLASH_ATTENTION_2 and device.capability < (8, 0):
+        raise SetupConflict(
+            "attn",
+            "gpu",
+            f"flash_attention_2 needs compute capability 8.0, and {device.name} has "
+            f"{'.'.join(map(str, device.capability))}; choose attn sdpa",
+        )
 
 
 def _plan(

@@ -223,6 +223,25 @@ def settings_for(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in foreign} | {"method": method}
 
 
+TENSOR_CORES_FOR_BFLOAT16 = (8, 0)
+"""Compute capability from which GPUs multiply bfloat16 (CUDA C++ Programming Guide, "Compute Capabilities")."""
+
+
+def with_defaults(
+    settings: Mapping[str, Any], *, method: Method, positions: int | None, capability: tuple[int, int]
+) -> dict[str, Any]:
+    """The settings, with what people take where they do not say: it depends on the model and the GPU.
+
+    The length is the default, or what the model knows ``positions`` for, if that is less. A GPU that does not multiply
+    bfloat16 is given float16 autocast; trained weights are then kept in float32, which the gradient scaler asks for.
+    """
+    usual: dict[str, Any] = {"seq_len": min(DEFAULT_SEQ_LEN, positions or DEFAULT_SEQ_LEN)}
+    if capability < TENSOR_CORES_FOR_BFLOAT16 and not {"dtype", "mixed_precision"} & settings.keys():
+        dtype = Dtype.FLOAT32 if method is Method.FULL else Dtype.FLOAT16
+        usual |= {"dtype": dtype, "mixed_precision": MixedPrecision.FP16}
+    return {**usual, **settings}
+
+
 def _enum(kind: type[StrEnum], name: str, value: Any) -> StrEnum | None:
     if value is None or isinstance(value, kind):
         return value

@@ -8,25 +8,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fitplan.errors import FitplanError, InputError, ModelNotSupported
 from fitplan.estimator import shaped, survey_of
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint
 from fitplan.footprint.recipe import Recipe, kernels_of, recipe_of
 from fitplan.footprint.size import NoFormula, Shape
-from fitplan.footprint.store import SHIPPED_NAME, digest_of, shipped_document
+from fitplan.footprint.store import SHIPPED_NAMES, digest_of, shipped_document
 from fitplan.footprint.survey import optimizer_footprint
 from fitplan.memory import estimate_trace
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import Attention, Dtype, Method, MixedPrecision, Optim, TrainingSetup
+from fitplan.setup import Attention, Dtype, Method, MixedPrecision, Optim, TrainingSetup, with_defaults
 from fitplan.tracer import installed_versions, trace_job
 
 if TYPE_CHECKING:
     from fitplan.trace.tracing import TracedRun
 
-CAPABILITY = (8, 0)
-"""Compute capability that is traced; from there on all GPUs run the same kernels."""
+AMPERE, BEFORE_AMPERE = (8, 0), (7, 5)
+"""The compute capabilities that are traced, one for each class of kernels."""
 
 Optimizers = dict[Optim, list[tuple[tuple[int, int], OptimizerFootprint]]]
 
@@ -38,43 +38,55 @@ RANKS = (8, 16, 32, 64)
 """Ranks for which an optimizer ships that treats small parameters in another way than large ones."""
 
 
-def common_setups() -> Iterator[TrainingSetup]:
-    """The setups people use, without shape and optimizer."""
+def common_setups(capability: tuple[int, int]) -> Iterator[TrainingSetup]:
+    """The setups people use on such a GPU, without shape and optimizer."""
+
+    def setup(method: Method, **settings: Any) -> TrainingSetup:
+        usual = with_defaults(settings, method=method, positions=None, capability=capability)
+        return TrainingSetup(**{**usual, "method": method})
+
     for on in (True, False):
-        yield TrainingSetup(method=Method.FULL, gradient_checkpointing=on)
-        yield TrainingSetup(method=Method.LORA, gradient_checkpointing=on)
-        yield TrainingSetup(method=Method.QLORA, gradient_checkpointing=on)
-    yield TrainingSetup(method=Method.QLORA, kbit_prepare=False)
+        for method in (Method.FULL, Method.LORA, Method.QLORA):
+            yield setup(method, gradient_checkpointing=on)
+    yield setup(Method.QLORA, kbit_prepare=False)
+    if capability < AMPERE:
+        return
     for method in Method:
-        yield TrainingSetup(method=method, attn=Attention.FLASH_ATTENTION_2)
-    yield TrainingSetup(method=Method.LORA, lora_dropout=0.05)
-    yield TrainingSetup(method=Method.QLORA, lora_dropout=0.05)
-    yield TrainingSetup(method=Method.FULL, dtype=Dtype.FLOAT32)
-    yield TrainingSetup(method=Method.FULL, mixed_precision=MixedPrecision.NO)
+        yield setup(method, attn=Attention.FLASH_ATTENTION_2)
+    for method in (Method.LORA, Method.QLORA):
+        yield setup(method, lora_dropout=0.05)
+    yield setup(Method.FULL, dtype=Dtype.FLOAT32)
+    yield setup(Method.FULL, mixed_precision=MixedPrecision.NO)
 
 
-def ship(model: ModelConfig, folder: Path, progress: Callable[[str], None]) -> list[str]:
-    """Make the file of one model in ``folder``; what was left out, and why.
+def ship(
+    model: ModelConfig, folder: Path, progress: Callable[[str], None], capability: tuple[int, int] = AMPERE
+) -> list[str]:
+    """Make the file of one model in ``folder``, for GPUs that run the kernels of ``capability``.
+
+    Returns:
+        What was left out, and why.
 
     Raises:
         InputError: the file cannot be written.
         ModelNotSupported: no setup of the model has a formula.
 
     """
-    path = folder / model.name / SHIPPED_NAME
-    step = _step_digest(model, progress)
-    for other in sorted(folder.glob(f"*/{SHIPPED_NAME}")):
+    kernels = kernels_of(capability)
+    path = folder / model.name / SHIPPED_NAMES[kernels]
+    step = _step_digest(model, capability, progress)
+    for other in sorted(folder.glob(f"*/{path.name}")):
         if other != path and digest_of(other) == step:
             _write(path, other.read_bytes())
             return []
     footprints: list[tuple[Recipe, str, Footprint]] = []
     optimizers: dict[str, Optimizers] = {}
     left_out: list[str] = []
-    for number, setup in enumerate(common_setups()):
+    for number, setup in enumerate(common_setups(capability)):
         if number == 1:
             gc.freeze()  # a trace begins by collecting garbage, which would go through all of torch each time
         try:
-            footprint, optimizer = _checked(model, setup, progress)
+            footprint, optimizer = _checked(model, setup, capability, progress)
         except (NoFormula, FitplanError) as error:
             left_out.append(f"{_told(setup)}: {error}")
             continue
@@ -87,10 +99,10 @@ def ship(model: ModelConfig, folder: Path, progress: Callable[[str], None]) -> l
             for optim in Optim:
                 if optim is not setup.optim:
                     cheaper = setup.with_(optim=optim, gradient_checkpointing=False)
-                    optimizers[key][optim] = _optimizer(model, cheaper, ranks, progress)
+                    optimizers[key][optim] = _optimizer(model, cheaper, capability, ranks, progress)
         footprints.append((recipe_of(setup), key, footprint))
         # as far as it is now: tracing takes minutes, and may be interrupted
-        _write(path, shipped_document(installed_versions(), kernels_of(CAPABILITY), step, footprints, optimizers))
+        _write(path, shipped_document(installed_versions(), kernels, step, footprints, optimizers))
     if not footprints:
         raise ModelNotSupported(f"no setup of {model.name} has a formula: {'; '.join(left_out)}")
     return left_out
@@ -104,7 +116,7 @@ def _write(path: Path, content: bytes) -> None:
         raise InputError(f"{path} cannot be written: {error.strerror}; choose another --out") from error
 
 
-def _step_digest(model: ModelConfig, progress: Callable[[str], None]) -> str:
+def _step_digest(model: ModelConfig, capability: tuple[int, int], progress: Callable[[str], None]) -> str:
     """What the model's step allocates, as one number; models that agree in it share their footprints.
 
     They differ in what no allocation shows: the base of their positions, the tokens that begin and end a text.
@@ -112,39 +124,43 @@ def _step_digest(model: ModelConfig, progress: Callable[[str], None]) -> str:
     digest = hashlib.sha256(json.dumps(installed_versions()).encode())
     for method in (Method.FULL, Method.QLORA):
         setup = TrainingSetup(method=method, batch_size=CHECKED.batch_size, seq_len=CHECKED.seq_len)
-        for allocation in trace_job(model, setup, CAPABILITY, progress).trace.allocations:
+        for allocation in trace_job(model, setup, capability, progress).trace.allocations:
             digest.update(f"{allocation.size} {allocation.op} {allocation.owner}".encode())
     return digest.hexdigest()
 
 
 def _optimizer(
-    model: ModelConfig, setup: TrainingSetup, ranks: tuple[int, int], progress: Callable[[str], None]
+    model: ModelConfig,
+    setup: TrainingSetup,
+    capability: tuple[int, int],
+    ranks: tuple[int, int],
+    progress: Callable[[str], None],
 ) -> list[tuple[tuple[int, int], OptimizerFootprint]]:
     """What an optimizer adds: for all ranks, else for those that people use."""
 
     @cache
     def trace_at(shape: Shape) -> "TracedRun":
-        return trace_job(model, shaped(setup, shape), CAPABILITY, progress, only_optimizer=True)
+        return trace_job(model, shaped(setup, shape), capability, progress, only_optimizer=True)
 
     with contextlib.suppress(NoFormula):
-        return [(ranks, optimizer_footprint(trace_at, CAPABILITY, ranks))]
+        return [(ranks, optimizer_footprint(trace_at, capability, ranks))]
     found = []
     for rank in RANKS:
         with contextlib.suppress(NoFormula):  # then a job with this rank is traced
-            found.append(((rank, rank), optimizer_footprint(trace_at, CAPABILITY, (rank, rank))))
+            found.append(((rank, rank), optimizer_footprint(trace_at, capability, (rank, rank))))
     return found
 
 
 def _checked(
-    model: ModelConfig, setup: TrainingSetup, progress: Callable[[str], None]
+    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Callable[[str], None]
 ) -> tuple[Footprint, OptimizerFootprint]:
     """The footprint of one setup, after it has given a trace that it was not made from."""
-    footprint, optimizer = survey_of(model, setup, CAPABILITY, progress).footprint(installed_versions())
+    footprint, optimizer = survey_of(model, setup, capability, progress).footprint(installed_versions())
     shape = replace(CHECKED, lora_r=setup.lora_r or 0)
     piece = footprint.piece(shape)
     if piece is not None:
-        traced = estimate_trace(trace_job(model, shaped(setup, shape), CAPABILITY, progress).trace)
-        if piece.with_optimizer(optimizer).estimate(shape, CAPABILITY) != traced:
+        traced = estimate_trace(trace_job(model, shaped(setup, shape), capability, progress).trace)
+        if piece.with_optimizer(optimizer).estimate(shape, capability) != traced:
             raise NoFormula(f"the formula does not give the trace of {shape}")
     return footprint, optimizer
 

@@ -196,20 +196,21 @@ def models(search: str, as_json: bool) -> int:
     return EXIT_FITS
 
 
-def profile(models: list[str], out: str) -> int:
+def profile(models: list[str], out: str, before_ampere: bool) -> int:
     """``fitplan profile``."""
     from pathlib import Path
 
     from fitplan.models.catalog import catalog
     from fitplan.models.resolve import resolve_model
-    from fitplan.shipping import ship
+    from fitplan.shipping import AMPERE, BEFORE_AMPERE, ship
 
     names = [entry.name for entry in catalog()] if models == ["all"] else models
     with Narration() as progress:
         for number, name in enumerate(names, 1):
             model = resolve_model(name)
             heading = f"{number}/{len(names)} {model.name}, "
-            left_out = ship(model, Path(out), lambda what, heading=heading: progress(heading + what))  # type: ignore[misc]
+            told = lambda what, heading=heading: progress(heading + what)  # noqa: E731
+            left_out = ship(model, Path(out), told, BEFORE_AMPERE if before_ampere else AMPERE)
             print(f"{model.name}: written" + "".join(f"\n  without {one}" for one in left_out), flush=True)
     return EXIT_FITS
 

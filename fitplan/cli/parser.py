@@ -179,6 +179,7 @@ def _add_profile(add: Add) -> None:
     )
     profile.add_argument("models", metavar="MODEL", nargs="+", help="a shipped model, or all")
     profile.add_argument("--out", metavar="FOLDER", required=True, help="where MODEL/footprints.json.xz is written")
+    profile.add_argument("--before-ampere", action="store_true", help="for GPUs such as the T4 and the V100")
 
 
 def _add_job(parser: argparse.ArgumentParser) -> None:

@@ -30,5 +30,5 @@ def recipe_of(setup: TrainingSetup) -> Recipe:
 
 
 def kernels_of(capability: tuple[int, int]) -> str:
-    """GPUs that run the same kernels: from compute capability 8.0 on one class, before that each its own."""
-    return "sm80" if capability >= (8, 0) else f"sm{capability[0]}{capability[1]}"
+    """GPUs that run the same kernels, as the rules of :mod:`fitplan.trace.kernels` tell them apart."""
+    return "sm80" if capability >= (8, 0) else "sm50"

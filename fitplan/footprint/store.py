@@ -26,7 +26,8 @@ from fitplan.models.resolve import ModelConfig
 from fitplan.resources import profiles
 from fitplan.setup import Attention, Optim, Task, TrainingSetup
 
-SHIPPED_NAME = "footprints.json.xz"
+SHIPPED_NAMES = {"sm80": "footprints.json.xz", "sm50": "footprints-sm50.json.xz"}
+"""By class of kernels."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,15 @@ class StoredFootprint:
 
 def find_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]) -> StoredFootprint | None:
     """The footprint that ships for this model and setup."""
-    header = _header(model.name) if model.source == "shipped" else None
-    if header is None or header["kernels"] != kernels_of(capability):
+    if model.source != "shipped":
         return None
+    kernels = kernels_of(capability)
     wanted, rank = recipe_of(setup), setup.lora_r or 0
-    for place, entry in enumerate(header["footprints"], 1):
+    for place, entry in enumerate(_header(model.name, kernels)["footprints"], 1):
         if _answers(entry, wanted):
-            by_rank = _optimizers(model.name, entry["optimizers"], setup.optim)
+            by_rank = _optimizers(model.name, kernels, entry["optimizers"], setup.optim)
             added = next((part for least, most, part in by_rank if least <= rank <= most), None)
-            return StoredFootprint(_footprint(model.name, place), added, "shipped") if added else None
+            return StoredFootprint(_footprint(model.name, kernels, place), added, "shipped") if added else None
     return None
 
 
@@ -87,31 +88,31 @@ _LATER_SETTINGS = {"use_liger_kernel": False}
 
 
 @cache
-def _shipped(name: str) -> list[bytes] | None:
+def _shipped(name: str, kernels: str) -> list[bytes] | None:
     """The lines of a model's file: a header, then one footprint each."""
-    path = profiles() / "models" / name / SHIPPED_NAME
+    path = profiles() / "models" / name / SHIPPED_NAMES[kernels]
     return lzma.decompress(path.read_bytes()).splitlines() if path.is_file() else None
 
 
 @cache
-def _footprint(name: str, place: int) -> Footprint:
+def _footprint(name: str, kernels: str, place: int) -> Footprint:
     """The footprint in one line of a model's file."""
-    lines = _shipped(name) or []
-    return footprint_from_dict(json.loads(lines[place]) | {"versions": _header(name)["versions"]})
+    lines = _shipped(name, kernels) or []
+    return footprint_from_dict(json.loads(lines[place]) | {"versions": _header(name, kernels)["versions"]})
 
 
 @cache
-def _optimizers(name: str, key: str, optim: Optim) -> tuple[tuple[int, int, OptimizerFootprint], ...]:
+def _optimizers(name: str, kernels: str, key: str, optim: Optim) -> tuple[tuple[int, int, OptimizerFootprint], ...]:
     """What an optimizer adds: from rank, to rank, footprint."""
-    by_rank = _header(name)["optimizers"][key][str(optim)]
+    by_rank = _header(name, kernels)["optimizers"][key][str(optim)]
     return tuple((least, most, optimizer_from_dict(part)) for least, most, part in by_rank)
 
 
 @cache
-def _header(name: str) -> dict[str, Any]:
-    lines = _shipped(name)
+def _header(name: str, kernels: str) -> dict[str, Any]:
+    lines = _shipped(name, kernels)
     header: dict[str, Any] = json.loads(lines[0]) if lines else {}
-    return header if header.get("format") in (1, FORMAT) else {"kernels": "", "footprints": []}
+    return header if header.get("format") in (1, FORMAT) else {"footprints": []}
 
 
 def shipped_document(
@@ -153,9 +154,9 @@ def digest_of(path: Path) -> str:
     return str(header["step"]) if header["format"] == FORMAT else ""
 
 
-def shipped_recipes(name: str) -> list[Recipe]:
-    """The recipes that a shipped model has footprints for."""
-    return [entry["recipe"] for entry in _header(name)["footprints"]]
+def shipped_recipes(name: str, kernels: str = "sm80") -> list[Recipe]:
+    """The recipes that a shipped model has footprints for, on GPUs that run these kernels."""
+    return [entry["recipe"] for entry in _header(name, kernels)["footprints"]]
 
 
 # --- the user's cache -------------------------------------------------------------------------------------------------

@@ -105,7 +105,8 @@ class Answers:
             model = self.model(question)
             if model is None:
                 return None
-            device, setup = self.device(question), question.setup(model)
+            device = self.device(question)
+            setup = question.setup(model, device.capability)
             shape = shape_of(setup)
             if find_stored(model, setup, device.capability, lambda s: s.piece(shape) is not None) is None:
                 return None
@@ -117,7 +118,8 @@ class Answers:
         model = self.model(question)
         if model is None:
             return None
-        device, setup = self.device(question), question.setup(model)
+        device = self.device(question)
+        setup = question.setup(model, device.capability)
         whole = find_stored(
             model, setup, device.capability, lambda s: any(not p.region.is_point for p in s.footprint.pieces)
         )

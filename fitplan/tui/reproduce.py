@@ -2,8 +2,10 @@
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from fitplan.devices.device import DEFAULT_CAPABILITY
 from fitplan.models.resolve import ModelConfig
 from fitplan.report.command import words
 from fitplan.setup import TrainingSetup
@@ -36,7 +38,7 @@ def fewest_settings(question: Question, model: ModelConfig | None) -> dict[str, 
     """The method, and of the chosen settings those without which the setup would be another."""
     settings = question.chosen()
     if model is not None:
-        whole = question.setup(model)
+        whole = _resolved(settings, question, model)
         for name in [name for name in settings if name != "method"]:
             fewer = {n: v for n, v in settings.items() if n != name}
             if _resolved(fewer, question, model) == whole:
@@ -44,9 +46,13 @@ def fewest_settings(question: Question, model: ModelConfig | None) -> dict[str, 
     return {"method": settings.pop("method"), **settings}
 
 
-def _resolved(settings: dict[str, Any], question: Question, model: ModelConfig) -> TrainingSetup:
-    plain = Question(question.model, question.gpu, question.vram, question.method, tuple(settings.items()))
-    return plain.setup(model)
+def _resolved(settings: dict[str, Any], question: Question, model: ModelConfig) -> tuple[TrainingSetup, ...]:
+    """On any GPU: defaults depend on it, and a command may be run for another."""
+    plain = replace(question, settings=tuple(settings.items()))
+    return tuple(plain.setup(model, capability) for capability in (DEFAULT_CAPABILITY, BEFORE_AMPERE))
+
+
+BEFORE_AMPERE = (7, 5)
 
 
 def _device(question: Question) -> dict[str, str]:

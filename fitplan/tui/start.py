@@ -54,10 +54,9 @@ def checked(question: Question) -> None:
 
     """
     answers = Answers()
-    answers.device(question)
-    model = answers.model(question)
+    device, model = answers.device(question), answers.model(question)
     if model is not None:
-        question.setup(model)
+        question.setup(model, device.capability)
 
 
 def _has_gpu(machine: Machine) -> bool:

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
-from fitplan.api import usual_length
+from fitplan.devices.device import DEFAULT_CAPABILITY
 from fitplan.errors import InputError, SetupConflict
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import Method, TrainingSetup, settings_for
+from fitplan.setup import Method, TrainingSetup, settings_for, with_defaults
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,17 @@ class Question:
         """The chosen settings that mean something for the method."""
         return settings_for(self.method, dict(self.settings))
 
-    def setup(self, model: ModelConfig) -> TrainingSetup:
-        """Every setting, for this model.
+    def setup(self, model: ModelConfig, capability: tuple[int, int] = DEFAULT_CAPABILITY) -> TrainingSetup:
+        """Every setting, for this model and a GPU of this compute capability.
 
         Raises:
             InputError: the settings make no sense together.
 
         """
-        return TrainingSetup.from_dict({"seq_len": usual_length(model), **self.chosen()})
+        settings = self.chosen()
+        return TrainingSetup.from_dict(
+            with_defaults(settings, method=self.method, positions=model.positions, capability=capability)
+        )
 
     def on(self, *, gpu: str | None = None, vram: str | None = None) -> Self:
         """The same job on another device."""

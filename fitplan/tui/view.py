@@ -59,7 +59,10 @@ def view_of(answers: Answers, question: Question, before: View | None = None) ->
     model = device = None
     try:
         model, device = answers.model(question), answers.device(question)
-        setup = question.setup(model) if model is not None else TrainingSetup.from_dict(question.chosen())
+        if model is not None:
+            setup = question.setup(model, device.capability)
+        else:
+            setup = TrainingSetup.from_dict(question.chosen())
         report = answers.report(question)
     except FitplanError as error:
         return View(question, model, device, setup, stage=Stage.FAILED, told=str(error))
