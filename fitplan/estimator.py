@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fitplan.audit import ParameterGroup
-from fitplan.errors import ModelNotSupported
+from fitplan.errors import MissingDependency, ModelNotSupported
 from fitplan.footprint.footprint import Footprint, Piece, piece_at_point
 from fitplan.footprint.overhead import replayed
 from fitplan.footprint.recipe import shape_of
 from fitplan.footprint.size import NoFormula, Shape
-from fitplan.footprint.store import StoredFootprint, find_cached, find_shipped, keep
+from fitplan.footprint.store import StoredFootprint, find_cached, find_shipped, keep, why_not_shipped
 from fitplan.memory import MemoryEstimate, estimate_trace
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import Optim, TrainingSetup
@@ -55,7 +55,11 @@ def answer(
     shape = shape_of(setup)
     stored = None if fresh else find_stored(model, setup, capability, lambda s: s.piece(shape) is not None)
     if stored is None:
-        return _traced(model, setup, capability, progress)
+        try:
+            return _traced(model, setup, capability, progress)
+        except MissingDependency as error:
+            why = "" if fresh else f"{why_not_shipped(model, setup, capability)}; "
+            raise MissingDependency(f"{why}{error}") from error
     piece = stored.piece(shape)
     assert piece is not None, "what was found holds for the shape"
     return Answer(

@@ -9,7 +9,7 @@ from fitplan.audit import ParameterGroup, unquantised_share
 from fitplan.devices.device import Device
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import Method, TrainingSetup
+from fitplan.setup import TENSOR_CORES_FOR_BFLOAT16, Dtype, Method, MixedPrecision, TrainingSetup
 from fitplan.validation.records import Record
 from fitplan.verdict import DeviceMemory, Verdict
 
@@ -94,6 +94,11 @@ class CheckReport:
         stored = self.model.settings.get("quantization_config")
         how = stored.get("quant_method", "in its own way") if isinstance(stored, Mapping) else None
         notes = [f"the checkpoint is quantised ({how}); the answer is for its weights unquantised"] if how else []
+        if "vision_config" in self.model.settings or "audio_config" in self.model.settings:
+            notes.append("this model reads more than text; the answer is for its text model alone")
+        slow = {str(plan.setup.method) for plan in self.plans if _has_bfloat16(plan.setup)}
+        if slow and self.gpu is not None and self.gpu.capability < TENSOR_CORES_FOR_BFLOAT16:
+            notes.append(f"{self.gpu.name} does not multiply bfloat16, which is emulated there; float16 is faster")
         moved = sorted(
             f"{name} {plan.versions[name]} (here {self.installed[name]})"
             for plan in self.plans[:1]
@@ -107,6 +112,10 @@ class CheckReport:
     def to_dict(self) -> dict[str, Any]:
         """The ``fitplan.check/1`` document. Keys are added, never renamed; sizes are bytes."""
         return _document(self)
+
+
+def _has_bfloat16(setup: TrainingSetup) -> bool:
+    return setup.dtype is Dtype.BFLOAT16 or setup.mixed_precision is MixedPrecision.BF16
 
 
 def _document(report: CheckReport) -> dict[str, Any]:

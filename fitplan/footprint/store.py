@@ -84,6 +84,28 @@ def _answers(entry: Mapping[str, Any], wanted: Recipe) -> bool:
     return recipe == wanted
 
 
+def why_not_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]) -> str:
+    """What of a job no shipped footprint is for, in words."""
+    if model.source != "shipped":
+        return f"{model.name} is no shipped model"
+    recipes = shipped_recipes(model.name, kernels_of(capability))
+    if not recipes:
+        where = "" if capability >= (8, 0) else " and GPUs before Ampere"
+        return f"no formulas ship for {model.name}{where}"
+    wanted = recipe_of(setup)
+
+    def others(recipe: Recipe) -> list[str]:
+        return [name for name, value in {**_LATER_SETTINGS, **recipe}.items() if value != wanted[name]]
+
+    differ = min((others(recipe) for recipe in recipes), key=lambda names: ("method" in names, len(names)))
+    values = {name: getattr(setup, name) for name in differ}
+    if not values:
+        names = ("optim", "lora_r", "batch_size", "seq_len", "gradient_accumulation_steps")
+        values = {name: getattr(setup, name) for name in names if getattr(setup, name) is not None}
+    shown = (f"{name} {','.join(v) if isinstance(v, tuple) else v}" for name, v in values.items() if v is not None)
+    return f"no formula of {model.name} ships for {', '.join(shown)}"
+
+
 _LATER_SETTINGS = {"use_liger_kernel": False}
 
 

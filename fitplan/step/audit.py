@@ -81,6 +81,8 @@ def _why(param: torch.Tensor, module: nn.Module, is_head: bool, setup: TrainingS
         kind = "norm or bias"
     elif param.dim() == 3:
         kind = "fused experts: bitsandbytes replaces linear layers only"
+    elif isinstance(module, nn.Linear):
+        kind = f"{type(module).__name__}: bitsandbytes replaces plain linear layers only"
     else:
         kind = "not a linear layer"
     if setup.kbit_prepare and param.dtype is torch.float32:

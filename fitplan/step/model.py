@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from difflib import get_close_matches
 from itertools import chain
 from typing import Any
 
@@ -191,6 +192,7 @@ def _add_adapters(model: PreTrainedModel, config: PretrainedConfig, setup: Train
         target_modules=targets if targets == ALL_LINEAR or isinstance(targets, str) else list(targets or ()),
         task_type=_PEFT_TASKS[task_of(config, setup)],
     )
+    _check_targets(model, targets)
     device = next(model.parameters()).device
     try:
         with warnings.catch_warnings(), device:
@@ -198,6 +200,21 @@ def _add_adapters(model: PreTrainedModel, config: PretrainedConfig, setup: Train
             return peft.get_peft_model(model, lora)
     except ValueError as error:
         raise InputError(f"target_modules {_shown(targets)} cannot be adapted: {one_line(error)}") from error
+
+
+def _check_targets(model: PreTrainedModel, targets: Any) -> None:
+    """Peft complains if none of the names is in the model; of several, one that is not there is passed over."""
+    paths = [path for path, _ in model.named_modules()]
+    for target in targets if isinstance(targets, tuple) else ():
+        if not any(path == target or path.endswith(f".{target}") for path in paths):
+            known = sorted({path.rpartition(".")[2] for path, module in model.named_modules() if _is_linear(module)})
+            near = get_close_matches(target, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"its linear layers are {', '.join(known)}"
+            raise InputError(f"target_modules: {target} is in no layer of this model; {hint}")
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | transformers.pytorch_utils.Conv1D)
 
 
 _PEFT_TASKS = {
