@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from fitplan.advice import TRACED_ONLY, AdviceReport, Advisor, advise_on
+from fitplan.devices.context import context_on
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError, MissingDependency, ModelNotSupported, SetupConflict
 from fitplan.estimator import SHIPPED, answer, footprint_of, known_estimate
@@ -200,7 +201,7 @@ def validate(
         device: ``"cuda"`` for the first GPU that can be used, an index or a UUID, or ``"cpu"``.
         layers: shorten the model to one depth; of two depths the full model is extrapolated.
         find_limit: ``"batch"`` or ``"seq"``: look for the largest that runs.
-        vram: memory that the run may take, where that is less than there is.
+        vram: memory that the run may take, its CUDA context included, where that is less than there is.
         record: keep the result in the user's folder of records.
         progress: is told what is being done.
         watch: is told what a run is expected to measure, then each of its phases as it ends; nothing of the runs of a
@@ -220,6 +221,8 @@ def validate(
 
     target = find_target(device)
     limit = vram if vram is None or isinstance(vram, int) else parse_size(vram)
+    if limit is not None and target.gpu is not None:
+        limit -= context_on(target.gpu).bytes  # which PyTorch's limit, of its allocator, does not count
     options = Options(limit_bytes=limit, **{name: value for name, value in rest.items() if name in OPTIONS})
     config = resolve_model(model)
     settings = {name: value for name, value in rest.items() if name not in OPTIONS}

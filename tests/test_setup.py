@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fitplan.errors import InputError, SetupConflict
-from fitplan.setup import Dtype, Method, MixedPrecision, Optim, Quant, TrainingSetup, settings_for
+from fitplan.setup import Dtype, Method, MixedPrecision, Optim, Quant, TrainingSetup, settings_for, with_defaults
 
 
 def test_defaults_are_those_of_trainer_and_peft() -> None:
@@ -91,3 +91,20 @@ def test_settings_of_other_methods_are_left_out() -> None:
     assert settings_for(Method.FULL, given) == {"seq_len": 64, "method": Method.FULL}
     assert settings_for(Method.LORA, given) == {"seq_len": 64, "lora_r": 8, "method": Method.LORA}
     assert settings_for(Method.QLORA, given) == {**given, "method": Method.QLORA}
+
+
+@pytest.mark.parametrize(
+    ("given", "method", "capability", "expected"),
+    [
+        ({}, Method.QLORA, (8, 0), {"seq_len": 1024}),
+        ({"seq_len": 99}, Method.QLORA, (8, 0), {"seq_len": 99}),
+        ({}, Method.LORA, (7, 5), {"seq_len": 1024, "dtype": Dtype.FLOAT16, "mixed_precision": MixedPrecision.FP16}),
+        ({}, Method.FULL, (7, 5), {"seq_len": 1024, "dtype": Dtype.FLOAT32, "mixed_precision": MixedPrecision.FP16}),
+        ({"dtype": "bfloat16"}, Method.LORA, (7, 0), {"seq_len": 1024, "dtype": "bfloat16"}),
+    ],
+)
+def test_defaults_depend_on_model_and_gpu(
+    given: dict[str, Any], method: Method, capability: tuple[int, int], expected: dict[str, Any]
+) -> None:
+    assert with_defaults(given, method=method, positions=1024, capability=capability) == expected
+    assert with_defaults(given, method=method, positions=None, capability=capability)["seq_len"] in (99, 2048)

@@ -167,7 +167,34 @@ def test_what_ships(settings: dict[str, Any], ships: bool) -> None:
     setup = TrainingSetup(method="qlora", **settings)
     stored = store.find_shipped(resolve_model("llama-3.2-1b"), setup, A100)
     assert (stored is not None and stored.piece(shape_of(setup)) is not None) is ships
-    assert store.find_shipped(resolve_model("llama-3.2-1b"), setup, (7, 5)) is None
+
+
+def test_gpus_before_ampere_have_footprints_of_their_own() -> None:
+    model = resolve_model("llama-3.2-1b")
+    setup = TrainingSetup(method="lora", dtype="float16")
+    shape = shape_of(setup)
+    found = [store.find_shipped(model, setup, capability) for capability in ((7, 0), (7, 5), A100)]
+    assert found[0] == found[1]
+    assert found[2] is None
+    assert found[0] is not None
+    assert found[0].piece(shape) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "capability", "said"),
+    [
+        ("llama-3.2-1b", {"target_modules": ("q_proj", "v_proj")}, A100, "ships for target_modules q_proj,v_proj"),
+        ("llama-3.2-1b", {"quant": "int8"}, A100, "ships for quant int8"),
+        ("llama-3.2-1b", {"optim": "adamw_8bit", "lora_r": 33}, A100, "ships for optim adamw_8bit, lora_r 33"),
+        ("gpt3-175b", {}, (7, 0), "no formulas ship for gpt3-175b and GPUs before Ampere"),
+    ],
+)
+def test_what_does_not_ship_is_named(
+    name: str, settings: dict[str, Any], capability: tuple[int, int], said: str
+) -> None:
+    assert said in store.why_not_shipped(resolve_model(name), TrainingSetup(**settings), capability)
+    other = ModelConfig("mine", "file", {})
+    assert store.why_not_shipped(other, TrainingSetup(), A100) == "mine is no shipped model"
 
 
 def test_other_versions_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def add_validate(add: Callable[..., argparse.ArgumentParser], settings: Callable
     parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document")
     run = parser.add_argument_group("the run")
     run.add_argument("--device", metavar="NAME", help="cuda (default), cpu, or a GPU of this machine: 0, GPU-...")
-    run.add_argument("--vram", metavar="SIZE", help="memory that the run may take: 24GiB")
+    run.add_argument("--vram", metavar="SIZE", help="memory that the run may take, with its CUDA context: 24GiB")
     run.add_argument("--runner", choices=("step", "trainer"), help="fitplan's step (default), or transformers.Trainer")
     run.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default 3)")
     run.add_argument("--weights", metavar="FOLDER", help="a checkpoint to load; random weights if left out")

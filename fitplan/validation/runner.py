@@ -94,7 +94,7 @@ class Options:
     Attributes:
         runner: fitplan's own step, or ``transformers.Trainer``.
         steps: optimizer steps, at least 3.
-        limit_bytes: device memory that the run may take.
+        limit_bytes: memory that the run's allocator may take.
         weights: folder of a checkpoint.
         timeout: seconds after which the run is ended.
         tolerance: percent that the prediction may be off.
@@ -120,7 +120,7 @@ class Options:
         if not 0 <= self.tolerance < math.inf:
             raise InputError(f"tolerance must be 0 % or more, not {self.tolerance:g} %")
         if self.limit_bytes is not None and self.limit_bytes <= 0:
-            raise InputError(f"vram must be more than 0 bytes, not {self.limit_bytes}")
+            raise InputError("vram must be more than the CUDA context takes on a GPU, and more than nothing elsewhere")
         if self.weights is not None and not any(Path(self.weights).glob("*.safetensors")):
             raise InputError(f"{self.weights} holds no .safetensors file; give the folder of a checkpoint")
 
@@ -169,7 +169,8 @@ def forecast(
         runs = limit_bytes is None or max(phase.requested_bytes for phase in phases) <= limit_bytes
         return Forecast(model, resolved, run.trace, phases, 0, runs)
     context = context_on(target.gpu).bytes
-    room = limit_bytes if limit_bytes is not None else target.gpu.usable_bytes - context
+    free = target.gpu.usable_bytes - context
+    room = free if limit_bytes is None else min(limit_bytes, free)
     settings = AllocatorSettings(expandable_segments=setup.expandable_segments)
     runs = replay(run.trace, settings, room).out_of_memory is None
     return Forecast(model, resolved, run.trace, phases, context, runs)
