@@ -34,9 +34,6 @@ LARGEST_BATCH = 64
 SHORTEST_SEQ = 256
 LEAST_RANK = 8
 
-TRACED_ONLY = frozenset({"use_liger_kernel"})
-"""Settings without shipped footprints: where nothing is traced they stay as they are."""
-
 LET_GO = (
     ("batch_size", "gradient_accumulation_steps"),
     ("gradient_checkpointing", "optim"),
@@ -265,10 +262,11 @@ class Advisor:
         self._asked_bytes = device_memory(estimate, device).bytes
         self.as_asked = self._proposal((), asked, estimate)
 
-    def single_levers(self) -> tuple[Proposal, ...]:
-        """Each lever alone, as far as it saves something; what hurts least comes first."""
-        found = [self._tried((step,), setup) for step, setup in self._steps(self._asked)]
-        return tuple(p for p in found if p is not None and p.saved_bytes > 0)
+    def single_levers(self) -> tuple[tuple[Proposal, ...], tuple[str, ...]]:
+        """Each lever alone, as far as it saves something, what hurts least first; and those that are not known."""
+        found = [(step, self._tried((step,), setup)) for step, setup in self._steps(self._asked)]
+        known = tuple(p for _, p in found if p is not None and p.saved_bytes > 0)
+        return known, tuple(step.name for step, p in found if p is None)
 
     def smallest_fix(self, enough: Callable[[Verdict], bool] = _fits) -> Proposal | None:
         """The changes that hurt least and are enough for it to fit; ``None`` if none is found."""
@@ -293,10 +291,16 @@ class Advisor:
         return None
 
     def _leanest(self) -> TrainingSetup:
-        """The setup with every lever pulled as far as it goes: if that does not fit, nothing between does."""
-        setup = self._asked
-        while (further := next((changed for _, changed in self._steps(setup)), None)) is not None:
-            setup = further
+        """The setup with every lever pulled as far as it is known: if that does not fit, nothing between does."""
+        setup, unknown = self._asked, set[str]()
+        while (
+            further := next(((s.name, c) for s, c in self._steps(setup) if s.name not in unknown), None)
+        ) is not None:
+            name, changed = further
+            if self._evaluate(changed) is None:
+                unknown.add(name)
+            else:
+                setup, unknown = changed, set()
         return setup
 
     def best_settings(self) -> Proposal | None:
@@ -412,6 +416,7 @@ class Advice:
             it fits already, ``None`` if none is found.
         let_go: settings that were fixed and had to be changed for it.
         levers: each lever alone, what hurts least first.
+        unknown: levers whose effect is not known without a trace, or not at all.
         best: the method that changes most of the model and fits, with the largest batch.
         device: the smallest known GPU on which it fits as it is.
 
@@ -421,6 +426,7 @@ class Advice:
     fix: Proposal | None
     let_go: tuple[str, ...]
     levers: tuple[Proposal, ...]
+    unknown: tuple[str, ...]
     best: Proposal | None
     device: Device | None
 
@@ -431,6 +437,7 @@ class Advice:
             "fix": proposal_document(self.fix) if self.fix else None,
             "let_go": list(self.let_go),
             "levers": [proposal_document(proposal) for proposal in self.levers],
+            "unknown": list(self.unknown),
             "best": proposal_document(self.best) if self.best else None,
             "smallest_gpu": self.device.name if self.device else None,
         }
@@ -453,7 +460,7 @@ def advise_on(
         advisor.as_asked,
         fix,
         let_go,
-        advisor.single_levers(),
+        *advisor.single_levers(),
         advisor.best_settings(),
         smallest_device(advisor.as_asked.estimate, devices),
     )
@@ -468,7 +475,6 @@ class AdviceReport:
         gpu: the device.
         advice: what can be changed.
         source: where the estimate of the setup as asked comes from.
-        untried: settings that were left as they are because a change takes a trace.
 
     """
 
@@ -476,7 +482,6 @@ class AdviceReport:
     gpu: Device
     advice: Advice
     source: str
-    untried: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The ``fitplan.advise/1`` document."""
@@ -485,6 +490,5 @@ class AdviceReport:
             "model": self.model.name,
             "gpu": {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes},
             **self.advice.to_dict(),
-            "untried": list(self.untried),
             "provenance": {"source": self.source},
         }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from fitplan.advice import TRACED_ONLY, AdviceReport, Advisor, advise_on
+from fitplan.advice import AdviceReport, Advisor, advise_on
 from fitplan.devices.context import context_on
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError, MissingDependency, ModelNotSupported, SetupConflict
@@ -64,7 +64,7 @@ def check(
         _check_gpu(setup, device)
     fixed = frozenset(settings) | {"method"}
     plans = tuple(_plan(config, setup, device, trace, fixed, progress) for setup in setups)
-    return CheckReport(config, device, plans, installed_versions())
+    return CheckReport(config, device, plans, installed_versions(setups[0]))
 
 
 def estimate(
@@ -153,7 +153,7 @@ def advise(
     """What to change so that a fine-tune fits a device, or makes better use of it.
 
     What is given in ``settings`` stays as it is; the rest may be changed. For a model with shipped footprints nothing
-    is traced, and so Liger's kernels are not tried, unless ``trace`` is set.
+    is traced, and what has no footprint is not tried, unless ``trace`` is set.
 
     Raises:
         InputError: neither ``gpu`` nor ``vram`` is given, or as :func:`check`.
@@ -167,7 +167,6 @@ def advise(
     _check_gpu(setup, device)
     asked = answer(config, setup, device.capability, fresh=False, progress=progress)
     left = MOST_TRACED if trace or asked.source != SHIPPED else 0
-    untried = frozenset() if left else TRACED_ONLY - frozenset(settings)
 
     def evaluate(changed: TrainingSetup) -> MemoryEstimate | None:
         nonlocal left
@@ -178,8 +177,8 @@ def advise(
                 known = answer(config, changed, device.capability, fresh=False, progress=progress).estimate
         return known
 
-    advice = advise_on(asked.setup, frozenset(settings) | untried, evaluate, device, known_devices())
-    return AdviceReport(config, device, advice, asked.source, tuple(sorted(untried)))
+    advice = advise_on(asked.setup, frozenset(settings), evaluate, device, known_devices())
+    return AdviceReport(config, device, advice, asked.source)
 
 
 def validate(
@@ -344,7 +343,7 @@ def _plan(
         def evaluate(changed: TrainingSetup) -> MemoryEstimate | None:
             return found.estimate if changed == found.setup else known_estimate(config, changed, capability)
 
-        fix = Advisor(found.setup, fixed | TRACED_ONLY, evaluate, device).smallest_fix()
+        fix = Advisor(found.setup, fixed, evaluate, device).smallest_fix()
     return Plan(
         found.setup,
         found.estimate,

@@ -191,6 +191,7 @@ def survey_of(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, i
         with_rank=setup.lora_r is not None,
         positions=model.positions or LONGEST,
         turning_points=model.windows,
+        loss_pieces=model.loss_pieces if setup.use_liger_kernel else 0,
     )
 
 

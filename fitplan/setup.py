@@ -86,6 +86,8 @@ class Padding(StrEnum):
     MAX_LENGTH = "max_length"
 
 
+LIGER_PACKAGE = "liger_kernel"
+"""Decides the numbers of setups with ``use_liger_kernel`` only."""
 ALL_LINEAR = "all-linear"
 DEFAULT_SEQ_LEN = 2048
 

@@ -57,6 +57,9 @@ def common_setups(capability: tuple[int, int]) -> Iterator[TrainingSetup]:
         yield setup(method, lora_dropout=0.05)
     yield setup(Method.FULL, dtype=Dtype.FLOAT32)
     yield setup(Method.FULL, mixed_precision=MixedPrecision.NO)
+    yield setup(Method.FULL, use_liger_kernel=True)
+    yield setup(Method.LORA, use_liger_kernel=True)
+    yield setup(Method.QLORA, use_liger_kernel=True, kbit_prepare=False)
 
 
 def ship(
@@ -82,6 +85,7 @@ def ship(
     footprints: list[tuple[Recipe, str, Footprint]] = []
     optimizers: dict[str, Optimizers] = {}
     left_out: list[str] = []
+    versions: dict[str, str] = {}
     for number, setup in enumerate(common_setups(capability)):
         if number == 1:
             gc.freeze()  # a trace begins by collecting garbage, which would go through all of torch each time
@@ -101,8 +105,9 @@ def ship(
                     cheaper = setup.with_(optim=optim, gradient_checkpointing=False)
                     optimizers[key][optim] = _optimizer(model, cheaper, capability, ranks, progress)
         footprints.append((recipe_of(setup), key, footprint))
+        versions |= installed_versions(setup)
         # as far as it is now: tracing takes minutes, and may be interrupted
-        _write(path, shipped_document(installed_versions(), kernels, step, footprints, optimizers))
+        _write(path, shipped_document(versions, kernels, step, footprints, optimizers))
     if not footprints:
         raise ModelNotSupported(f"no setup of {model.name} has a formula: {'; '.join(left_out)}")
     return left_out

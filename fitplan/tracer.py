@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from fitplan.errors import FitplanError, MissingDependency, ModelNotSupported
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import TrainingSetup
+from fitplan.setup import LIGER_PACKAGE, TrainingSetup
 
 if TYPE_CHECKING:
     from fitplan.trace.tracing import TracedRun
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
-LIGER = "liger_kernel"
 
 Progress = Callable[[str], None]
 
@@ -28,7 +27,7 @@ def installed_versions(setup: TrainingSetup | None = None) -> dict[str, str]:
     (packaging.python.org, "Recording installed projects"), because ``importlib.metadata`` takes as long as a whole
     shipped answer.
     """
-    libraries = (*LIBRARIES, LIGER) if setup is not None and setup.use_liger_kernel else LIBRARIES
+    libraries = (*LIBRARIES, LIGER_PACKAGE) if setup is not None and setup.use_liger_kernel else LIBRARIES
     found: dict[str, str] = {}
     for folder in sys.path:
         with contextlib.suppress(OSError):

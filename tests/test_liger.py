@@ -1,6 +1,7 @@
 """Liger's kernels on the meta device."""
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,12 +9,17 @@ from families import FAMILIES
 
 import fitplan
 from fitplan.errors import InputError, MissingDependency
+from fitplan.estimator import shaped, surveyed
+from fitplan.footprint.recipe import shape_of
+from fitplan.footprint.size import Shape, loss_piece
 from fitplan.memory import estimate_trace
+from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 from fitplan.step.architecture import load_config
 from fitplan.trace import tracing
 from fitplan.trace.events import Category, Trace
 from fitplan.trace.kernels import Gpu
+from fitplan.tracer import trace_job
 
 LLAMA = {**FAMILIES["llama"], "hidden_size": 64, "vocab_size": 4096}
 TOKENS = 512
@@ -77,14 +83,35 @@ def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_advice_on_a_shipped_model_traces_nothing() -> None:
-    found = fitplan.advise("llama-3.1-8b", gpu="4090", seq_len=8192)
-    assert found.untried == ("use_liger_kernel",)
-    assert not found.advice.asked.setup.use_liger_kernel
-    assert all(not proposal.setup.use_liger_kernel for proposal in found.advice.levers)
+    found = fitplan.advise("gpt2", gpu="4090", method="full").advice
+    assert "Liger kernels" in found.unknown
+    assert all(not proposal.setup.use_liger_kernel for proposal in found.levers)
 
 
 def test_advice_that_may_trace_tries_it() -> None:
     pytest.importorskip("liger_kernel")
-    found = fitplan.advise("llama-3.2-1b", vram="4GiB", seq_len=2048, trace=True)
-    assert found.untried == ()
-    assert "Liger kernels" in [proposal.steps[0].name for proposal in found.advice.levers]
+    found = fitplan.advise("llama-3.2-1b", vram="4GiB", seq_len=2048, trace=True).advice
+    assert found.unknown == ()
+    assert "Liger kernels" in [proposal.steps[0].name for proposal in found.levers]
+
+
+def test_pieces_of_the_loss() -> None:
+    """By hand from the rule: a power of two, and never more than there are."""
+    assert [loss_piece(tokens, 32) for tokens in (1, 5, 64, 65, 2048, 3000, 4096)] == [1, 1, 2, 4, 64, 128, 128]
+    assert loss_piece(3, 1) == 3
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_the_formula_with_liger_gives_the_trace(method: str) -> None:
+    pytest.importorskip("liger_kernel")
+    model = ModelConfig("tiny", "file", LLAMA)
+    settings: dict[str, Any] = {"kbit_prepare": False} if method == "qlora" else {}
+    setup = TrainingSetup(method=method, use_liger_kernel=True, **settings)
+    footprint = surveyed(model, setup, (8, 0), lambda _: None)
+    for shape in (Shape(1, 37, 0, 1), Shape(3, 999, 0, 2), Shape(2, 64, 0, 1)):
+        job = shaped(setup, replace(shape, lora_r=4 if setup.lora_r else 0))
+        piece = footprint.piece(shape_of(job))
+        assert piece is not None
+        traced = estimate_trace(trace_job(model, job, (8, 0), lambda _: None).trace)
+        assert piece.estimate(shape_of(job), (8, 0)) == traced
+        assert piece.peaks([shape.batch_size], shape_of(job), (8, 0)) == [traced.peak_allocated_bytes]

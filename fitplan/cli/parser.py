@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_job(command)
         _add_form(command, emits=run is commands.advise)
         if run is commands.advise:
-            command.add_argument("--trace", action="store_true", help="try also what takes a trace: Liger's kernels")
+            command.add_argument("--trace", action="store_true", help="try also what takes a trace")
         _add_settings(command, method="qlora")
     _add_report(add)
     add_validate(add, _add_settings)

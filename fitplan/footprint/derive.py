@@ -35,9 +35,9 @@ class Corner:
     The micro-batches that are neither first nor last are left out: they are like the last.
     """
 
-    def __init__(self, trace: Trace, shape: Shape, capability: tuple[int, int]) -> None:
-        self.trace, self.shape, self.capability = trace, shape, capability
-        self.values = lengths_of(shape, capability)
+    def __init__(self, trace: Trace, shape: Shape, capability: tuple[int, int], loss_pieces: int = 0) -> None:
+        self.trace, self.shape, self.capability, self.loss_pieces = trace, shape, capability, loss_pieces
+        self.values = lengths_of(shape, capability, loss_pieces)
         last = shape.gradient_accumulation_steps - 1
         middle = {f"{what} {number}" for number in range(1, last) for what in ("batch", "labels of batch")}
         self.births: list[_Birth] = []
@@ -212,6 +212,7 @@ class _Derivation:
             tuple(summit for _, summit in sorted(summits, key=lambda pair: pair[0])),
             tuple(kinds),
             self._live(entry),
+            loss_pieces=self._low.loss_pieces,
         )
         return self._without_unused(piece), self._optimizer(step_rows, entry, states, states_large)
 
@@ -230,7 +231,7 @@ class _Derivation:
 
     def _sizes(self, shape: Shape) -> list[int]:
         """The size of every allocation at a shape."""
-        values = lengths_of(shape, self._low.capability)
+        values = lengths_of(shape, self._low.capability, self._low.loss_pieces)
         sizes = [block.size.at(values) for block in self._blocks]
         return [
             birth.allocation.size if block is None else sizes[block]
@@ -325,12 +326,11 @@ class _Derivation:
     def _without_unused(self, piece: Piece) -> Piece:
         used = sorted({n for live in [piece.entry, *(s.live for s in piece.summits)] for n, _ in live.blocks})
         number = {old: new for new, old in enumerate(used)}
-        return Piece(
-            piece.region,
-            tuple(piece.blocks[n] for n in used),
-            tuple(_with_live(s, _renumbered(s.live, number)) for s in piece.summits),
-            piece.kinds,
-            _renumbered(piece.entry, number),
+        return replace(
+            piece,
+            blocks=tuple(piece.blocks[n] for n in used),
+            summits=tuple(_with_live(s, _renumbered(s.live, number)) for s in piece.summits),
+            entry=_renumbered(piece.entry, number),
         )
 
     # --- the envelope ------------------------------------------------------------------------------------------------
@@ -353,10 +353,9 @@ class _Derivation:
     def _polynomials(self, values: Counts) -> tuple[Counts, Counts]:
         """Each row as coefficients of products of (length - least length), and its counts of rounded blocks."""
         least = dict.fromkeys(("n", "n10", "q", "q10", "g-1"), 0)
-        floor = (
-            lengths_of(Shape(self._region.batch_size[0], self._region.seq_len[0], self._region.lora_r[0], 1), (8, 0))
-            | least
-        )
+        region = self._region
+        smallest = Shape(region.batch_size[0], region.seq_len[0], region.lora_r[0], 1)
+        floor = lengths_of(smallest, (8, 0), self._low.loss_pieces) | least
         products: dict[Lengths, int] = {(): 0}
         terms: list[list[tuple[int, int]]] = []
         for block in self._blocks:

@@ -88,6 +88,7 @@ def _piece(piece: Piece) -> dict[str, Any]:
             [o.batch_size, o.seq_len, *(n for a in (o.plain, o.expandable) for n in (a.unsplit_bytes, a.cached_bytes))]
             for o in piece.overheads
         ],
+        **({"loss_pieces": piece.loss_pieces} if piece.loss_pieces else {}),
     }
 
 
@@ -107,6 +108,7 @@ def _piece_from(document: dict[str, Any]) -> Piece:
             OverheadSample(rows, length, AllocatorOverhead(*added[:2]), AllocatorOverhead(*added[2:]))
             for rows, length, *added in document.get("overheads", ())
         ),
+        document.get("loss_pieces", 0),
     )
 
 

@@ -191,6 +191,7 @@ class Piece:
         entry: what is live when ``optimizer.step()`` begins, without its states.
         parameters: how the model's parameters are stored.
         overheads: what the caching allocator adds, in order of tokens; with the recipe's own optimizer.
+        loss_pieces: into how many pieces Liger cuts the loss (:func:`fitplan.footprint.size.loss_piece`); 0 without it.
 
     """
 
@@ -201,6 +202,7 @@ class Piece:
     entry: Live
     parameters: tuple[GroupFormula, ...] = ()
     overheads: tuple[OverheadSample, ...] = ()
+    loss_pieces: int = 0
 
     def with_optimizer(self, optimizer: OptimizerFootprint) -> "Piece":
         """The whole step."""
@@ -257,14 +259,14 @@ class Piece:
 
     def peaks(self, batch_sizes: Iterable[int], shape: Shape, capability: tuple[int, int]) -> list[int]:
         """``peak_allocated_bytes`` for many batch sizes of the region, the rest as in ``shape``."""
-        values = lengths_of(replace(shape, batch_size=1), capability)
+        values = lengths_of(replace(shape, batch_size=1), capability, self.loss_pieces)
         starts, slopes = [], []
         loose: list[tuple[int, Callable[[int], int]]] = []
         for number, block in enumerate(self.blocks):
             times = shape.gradient_accumulation_steps - 1 if block.per_extra_batch else 1
             size, lengths = block.size.at(values), block.size.lengths
             start = slope = 0
-            if {"n", "n10"} & set(lengths):
+            if {"n", "n10", "k"} & set(lengths):
                 loose.append((number, self._size_by_rows(block.size, times, shape, capability)))
             elif "b" not in lengths:
                 start = times * rounded(size)
@@ -282,9 +284,12 @@ class Piece:
             found.append(max(a + b * rows + sum(map(operator.mul, counts, sizes)) for a, b, counts in lines))
         return found
 
-    @staticmethod
-    def _size_by_rows(size: Size, times: int, shape: Shape, capability: tuple[int, int]) -> Callable[[int], int]:
-        return lambda rows: times * rounded(size.at(lengths_of(replace(shape, batch_size=rows), capability)))
+    def _size_by_rows(self, size: Size, times: int, shape: Shape, capability: tuple[int, int]) -> Callable[[int], int]:
+        def at(rows: int) -> int:
+            values = lengths_of(replace(shape, batch_size=rows), capability, self.loss_pieces)
+            return times * rounded(size.at(values))
+
+        return at
 
     def _present(self, shape: Shape) -> Sequence[Summit]:
         if shape.gradient_accumulation_steps > 1:
@@ -293,7 +298,7 @@ class Piece:
 
     def _evaluated(self, shape: Shape, capability: tuple[int, int]) -> tuple[list[int], list[int]]:
         """For each block: bytes of those that come together, and how many of them are large."""
-        values = lengths_of(shape, capability)
+        values = lengths_of(shape, capability, self.loss_pieces)
         extra = shape.gradient_accumulation_steps - 1
         sizes = [rounded(block.size.at(values)) for block in self.blocks]
         times = [extra if block.per_extra_batch else 1 for block in self.blocks]

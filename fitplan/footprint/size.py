@@ -44,13 +44,23 @@ LENGTHS = {
     "n10": "tenths of the tokens, where they are sorted",
     "q": "pairs of positions, where they are sorted",
     "q10": "tenths of the pairs of positions, where they are sorted",
+    "k": "tokens in a piece of Liger's loss",
     "w": "cuBLAS workspace",
 }
 """The lengths that sizes are made of, and what they are called. What embeddings look up is sorted beyond 3072."""
 
 
-def lengths_of(shape: Shape, capability: tuple[int, int]) -> dict[str, int]:
-    """The value of every length."""
+def loss_piece(tokens: int, pieces: int) -> int:
+    """Tokens of which Liger has the logits at a time; ``pieces`` is vocabulary / hidden size, rounded up.
+
+    Source: liger-kernel ``ops/fused_linear_cross_entropy.py``, ``fused_linear_cross_entropy_forward``.
+    """
+    least = -(-tokens // pieces)
+    return min(1 << (least - 1).bit_length(), tokens)
+
+
+def lengths_of(shape: Shape, capability: tuple[int, int], loss_pieces: int = 0) -> dict[str, int]:
+    """The value of every length; ``loss_pieces`` as in :func:`loss_piece`, 0 without Liger."""
     s = shape.seq_len
     tokens, pairs = (count if count > EMBEDDING_SORTS_BEYOND else 0 for count in (shape.tokens, s * s))
     return {
@@ -65,6 +75,7 @@ def lengths_of(shape: Shape, capability: tuple[int, int]) -> dict[str, int]:
         "n10": -(-tokens // EMBEDDING_SEGMENT),
         "q": pairs,
         "q10": -(-pairs // EMBEDDING_SEGMENT),
+        "k": loss_piece(shape.tokens, loss_pieces) if loss_pieces else 0,
         "w": cublas_workspace(capability),
     }
 
@@ -104,7 +115,7 @@ def _products() -> list[Lengths]:
     length: list[Lengths] = [(), ("s",), ("s-1",), ("s+1",), *((name,) for name in rounded)]
     length += [("s", "s"), ("s", "s+1"), *(("s", name) for name in rounded)]
     rank: list[Lengths] = [(), ("r",)]
-    others: list[Lengths] = [("n",), ("n10",), ("q",), ("q10",), ("g",)]
+    others: list[Lengths] = [("n",), ("n10",), ("q",), ("q10",), ("g",), ("k",)]
     return [r + b + s for b, s, r in product(batch, length, rank)] + others
 
 

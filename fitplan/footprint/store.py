@@ -24,7 +24,7 @@ from fitplan.footprint.recipe import Recipe, kernels_of, recipe_of
 from fitplan.footprint.size import Shape
 from fitplan.models.resolve import ModelConfig
 from fitplan.resources import profiles
-from fitplan.setup import Attention, Optim, Task, TrainingSetup
+from fitplan.setup import LIGER_PACKAGE, Attention, Optim, Task, TrainingSetup
 
 SHIPPED_NAMES = {"sm80": "footprints.json.xz", "sm50": "footprints-sm50.json.xz"}
 """By class of kernels."""
@@ -68,7 +68,11 @@ def find_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int
         if _answers(entry, wanted):
             by_rank = _optimizers(model.name, kernels, entry["optimizers"], setup.optim)
             added = next((part for least, most, part in by_rank if least <= rank <= most), None)
-            return StoredFootprint(_footprint(model.name, kernels, place), added, "shipped") if added else None
+            if added is None:
+                return None
+            footprint = _footprint(model.name, kernels, place)
+            versions = {n: v for n, v in footprint.versions.items() if n != LIGER_PACKAGE or setup.use_liger_kernel}
+            return StoredFootprint(replace(footprint, versions=versions), added, "shipped")
     return None
 
 

@@ -86,6 +86,7 @@ class Survey:
         with_rank: whether there are adapters.
         positions: tokens that the model knows positions for, where it raises ``InputError`` beyond them.
         turning_points: lengths after which the operators may change; they are tried before searching.
+        loss_pieces: into how many pieces Liger cuts the loss; 0 without it.
 
     """
 
@@ -97,12 +98,14 @@ class Survey:
         with_rank: bool,
         positions: int = LONGEST,
         turning_points: tuple[int, ...] = (),
+        loss_pieces: int = 0,
     ) -> None:
         self._trace_at = trace_at
         self._capability = capability
         self._ranks = RANKS if with_rank else (0, 0)
         self._positions = positions
         self._turning_points = turning_points
+        self._loss_pieces = loss_pieces
         self._corners: dict[Shape, tuple[Corner, TracedRun]] = {}
 
     def footprint(self, versions: dict[str, str]) -> tuple[Footprint, OptimizerFootprint]:
@@ -219,7 +222,7 @@ class Survey:
     def _traced(self, shape: Shape) -> Corner:
         if shape not in self._corners:
             run = self._trace_at(shape)
-            self._corners[shape] = Corner(run.trace, shape, self._capability), run
+            self._corners[shape] = Corner(run.trace, shape, self._capability, self._loss_pieces), run
         return self._corners[shape][0]
 
     def _parameters(self, stretch: _Stretch) -> tuple[GroupFormula, ...]:

@@ -46,6 +46,13 @@ class ModelConfig:
         return least and (least // 64 * 64 or least)
 
     @property
+    def loss_pieces(self) -> int:
+        """Vocabulary / hidden size, rounded up; 0 where the config does not name both."""
+        text = self.settings.get("text_config") or self.settings
+        vocabulary, hidden = text.get("vocab_size"), text.get("hidden_size")
+        return -(-vocabulary // hidden) if vocabulary and hidden else 0
+
+    @property
     def windows(self) -> tuple[int, ...]:
         """Lengths beyond which attention or positions may be computed in another way."""
         names = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")

@@ -38,8 +38,8 @@ def print_advice(report: AdviceReport, console: Console) -> None:
     where = f"{smallest.name}, {gib(smallest.usable_bytes)} usable" if smallest else "none of the known GPUs"
     console.print(f"The smallest GPU on which it fits as asked: {where}")
     console.print("Every proposal was estimated as the question was.", style="dim")
-    if report.untried:
-        console.print(f"Not tried, because it takes a trace: {', '.join(report.untried)}; see --trace.", style="dim")
+    if advice.unknown:
+        console.print(f"Not estimated: {', '.join(advice.unknown)}; --trace tries what takes a trace.", style="dim")
 
 
 def _levers(levers: tuple[Proposal, ...]) -> Table:

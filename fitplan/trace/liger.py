@@ -36,7 +36,7 @@ class _SayCuda(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        is_device = func is torch.Tensor.device.__get__
+        is_device = func == torch.Tensor.device.__get__  # made anew each time, so never the same object
         return _NamedCuda("meta") if is_device and result.type == "meta" else result
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fitplan import api
-from fitplan.advice import TRACED_ONLY, Advice, Proposal, advise_on
+from fitplan.advice import Advice, Proposal, advise_on
 from fitplan.devices.detect import means_this_machine
 from fitplan.devices.device import Device, known_devices
-from fitplan.estimator import SHIPPED, find_stored, known_estimate
+from fitplan.estimator import find_stored, known_estimate
 from fitplan.fitmap import FitMap
 from fitplan.footprint.recipe import shape_of
 from fitplan.memory import MemoryEstimate
@@ -142,8 +142,7 @@ class Answers:
                 raise Superseded
             return asked.estimate if setup == asked.setup else known_estimate(model, setup, device.capability)
 
-        fixed = TRACED_ONLY if asked.source == SHIPPED else frozenset[str]()
-        return advise_on(asked.setup, fixed, evaluate, device, known_devices())
+        return advise_on(asked.setup, frozenset(), evaluate, device, known_devices())
 
     def offers(self, question: Question, advice: Advice) -> tuple[Offer, ...]:
         """The advice as things to take, the most useful first."""
