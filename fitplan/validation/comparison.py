@@ -27,18 +27,22 @@ JUDGED = ("peak_allocated_bytes", "peak_requested_bytes")
 
 
 def predicted_phases(trace: Trace, *, expandable: bool) -> tuple[PhaseMemory, ...]:
-    """What each phase of a traced run is expected to measure, by a replay through the caching allocator."""
+    """What each phase of a traced run is expected to measure, by a replay through the caching allocator.
+
+    What is there when a phase begins counts, as where PyTorch's peak counters are set back.
+    """
     allocator = CachingAllocator(AllocatorSettings(expandable_segments=expandable))
     blocks: dict[int, Any] = {}
     peaks: dict[tuple[Phase, int], list[int]] = {}
+    now = (0, 0, 0)
     for event, moment in zip(trace.events, trace.moments, strict=True):
+        most = peaks.setdefault((moment.phase, moment.step), list(now))
         if event >= 0:
             if size := trace.allocations[event].size:
                 blocks[event] = allocator.malloc(size)
         elif ~event in blocks:
             allocator.free(blocks.pop(~event))
         now = (allocator.requested, allocator.allocated, allocator.reserved)
-        most = peaks.setdefault((moment.phase, moment.step), list(now))
         most[:] = map(max, most, now)
     return tuple(PhaseMemory(phase, step, *most) for (phase, step), most in peaks.items())
 
