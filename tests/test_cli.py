@@ -1,6 +1,11 @@
 """The command, as a person and as a program use it."""
 
+import contextlib
+import io
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -176,3 +181,89 @@ def test_the_gpu_of_this_machine_is_the_default(
         assert main(["check", "llama-3.2-1b", "--method", "lora", "--gpu", gpu, "--json"]) == 0
         (plan,) = json.loads(capsys.readouterr().out)["plans"]
         assert plan["setup"]["expandable_segments"] is expandable
+
+
+# --- models, as people name them --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "published"),
+    [
+        ("llama-3.1-8b-instruct", "llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("Qwen2.5-7B-Instruct", "qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct"),
+        ("gemma-3-4b-it", "gemma-3-4b", "google/gemma-3-4b-it"),
+        ("mistral-7b-instruct-v0.3", "mistral-7b-v0.3", "mistralai/Mistral-7B-Instruct-v0.3"),
+        ("deepseek-r1-distill-llama-8b", "llama-3.1-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"),
+        ("unsloth/Qwen3-8B", "qwen3-8b", "unsloth/Qwen3-8B"),
+        ("llama-3-8b", "llama-3-8b", "meta-llama/Meta-Llama-3-8B"),
+        ("gpt2", "gpt2", "gpt2"),
+        ("llama_8b", "llama-3.1-8b", "meta-llama/Llama-3.1-8B"),
+        (" Llama 8B ", "llama-3.1-8b", "meta-llama/Llama-3.1-8B"),
+        ("google/t5-v1_1-base", "flan-t5-base", "google/t5-v1_1-base"),
+        ("https://huggingface.co/Qwen/Qwen3-8B", "qwen3-8b", "Qwen/Qwen3-8B"),
+        ("huggingface.co/qwen/qwen3-8b/tree/main?x=1", "qwen3-8b", "Qwen/Qwen3-8B"),
+        ("llama-7b", "llama-2-7b", "meta-llama/Llama-2-7b-hf"),
+    ],
+)
+def test_models_are_found_by_the_names_people_type(typed: str, name: str, published: str) -> None:
+    from fitplan.models.resolve import resolve_model
+
+    found = resolve_model(typed)
+    assert (found.name, found.source, found.pretrained) == (name, "shipped", published)
+
+
+def test_a_hub_id_without_its_owner_names_no_model_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fitplan.models import catalog
+
+    entries = [
+        catalog.CatalogEntry("one", ("a/same", "a/Own"), ("short",), 1),
+        catalog.CatalogEntry("two", ("b/Same", "b/short"), (), 2),
+    ]
+    monkeypatch.setattr(catalog, "catalog", lambda: entries)
+    known = catalog.spellings.__wrapped__()
+    assert "same" not in known
+    assert known["own"].name == known["short"].name == known["a/same"].name == "one"
+
+
+def test_a_folder_comes_before_what_is_only_another_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from families import FAMILIES
+
+    from fitplan.models.resolve import resolve_model
+
+    monkeypatch.chdir(tmp_path)
+    for name, source in (("Qwen2.5-7B-Instruct", "file"), ("llama_8b", "file"), ("llama-8b", "shipped")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(FAMILIES["llama"]))
+        assert resolve_model(name).source == source
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("qwen3", "which qwen3? qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b, qwen3-14b, qwen3-30b-a3b, qwen3-32b"),
+        ("Llama2", "which Llama2? llama2-7b, llama2-13b, llama2-70b"),
+        ("mistral", "mistral-7b-v0.1, mistral-7b-v0.3, mistral-nemo-12b, mistral-small-24b"),
+        ("deepseek-r1", "deepseek-r1-distill-qwen-7b, deepseek-r1-distill-llama-8b"),
+        ("codellama", "did you mean codellama-34b?"),
+        ("qwen2.5-8b", "did you mean qwen2.5-"),
+    ],
+)
+def test_the_name_of_a_family_is_answered_with_its_members(typed: str, hint: str) -> None:
+    from fitplan.errors import ModelNotFound
+    from fitplan.models.resolve import resolve_model
+
+    with pytest.raises(ModelNotFound) as refused:
+        resolve_model(typed)
+    assert hint in str(refused.value)
+
+
+def test_an_alias_keeps_family_and_size_apart() -> None:
+    """``qwen2.57b`` is nothing that anybody types, and no good suggestion for what somebody did."""
+    from fitplan.models.catalog import catalog
+
+    for entry in catalog():
+        for alias in entry.aliases:
+            assert not any(alias.endswith(f"{version}{size}") for version in ("t5", ".5", "lm2") for size in SIZES)
+
+
+SIZES = ("0.5b", "1.5b", "1.7b", "3b", "7b", "11b", "14b", "32b", "72b", "135m", "360m")
