@@ -267,3 +267,27 @@ def test_an_alias_keeps_family_and_size_apart() -> None:
 
 
 SIZES = ("0.5b", "1.5b", "1.7b", "3b", "7b", "11b", "14b", "32b", "72b", "135m", "360m")
+
+
+# --- slips of the pen -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        (["chek", "llama-8b"], "'chek' (did you mean check?)"),
+        (["check", "llama-8b", "--metod", "lora"], "(did you mean --method?); see fitplan check --help"),
+        (["check", "llama-8b", "--batch_size=2"], "did you mean --batch-size?"),
+        (["validate", "llama-8b", "--find-limits", "seq"], "did you mean --find-limit?"),
+        (["check", "llama-8b", "--emit", "pyhton"], "did you mean python?"),
+        (["check", "llama-8b", "--optim", "adamw"], "did you mean adamw_torch_fused or adamw_torch?"),
+        (["check", "llama-8b", "--bogus"], "unrecognized arguments: --bogus; see"),
+    ],
+)
+def test_a_slip_gets_a_hint(typed: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: int | str | None = main(typed)
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    assert hint in capsys.readouterr().err
