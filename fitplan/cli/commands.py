@@ -119,7 +119,8 @@ def report(
     from pathlib import Path
 
     from fitplan import api
-    from fitplan.cli.dossier import check_writable, gather
+    from fitplan.cli.dossier import gather
+    from fitplan.cli.files import check_writable, write_whole
     from fitplan.errors import MissingDependency
 
     try:
@@ -136,10 +137,10 @@ def report(
         dossier = gather(model, device, method, given(settings), progress)
         progress("drawing")
         drawn = pictures(dossier)
-        Path(out).write_text(page(dossier, drawn), encoding="utf-8")
+        write_whole(Path(out), page(dossier, drawn))
         if svg:
             for name, picture in drawn.items():
-                Path(svg, f"{name}.svg").write_text(picture, encoding="utf-8")
+                write_whole(Path(svg, f"{name}.svg"), picture)
     _warn(dossier.check)
     print(f"{out}: {headline(dossier.check)}")
     return _exit_code(dossier.check)
