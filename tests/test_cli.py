@@ -269,6 +269,96 @@ def test_an_alias_keeps_family_and_size_apart() -> None:
 SIZES = ("0.5b", "1.5b", "1.7b", "3b", "7b", "11b", "14b", "32b", "72b", "135m", "360m")
 
 
+# --- what becomes of the output ---------------------------------------------------------------------------------------
+
+
+def run(*arguments: str, shell: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
+    """The command in a process of its own, its output as the shell is told."""
+    words = shlex.join([sys.executable, "-m", "fitplan", *arguments])
+    command = ["bash", "-c", f"{words} {shell or ''}"]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize("form", [(), ("--json",), ("--method", "lora", "--emit", "python")], ids=str)
+@pytest.mark.parametrize("output", ["| true", ">&-", ">&- 2>&- <&-"])
+def test_a_reader_who_leaves_changes_no_verdict(output: str, form: tuple[str, ...]) -> None:
+    done = run(*SMALL, "--vram", "200MiB", *form, shell=f"{output}; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "ignored" not in done.stderr
+
+
+def test_a_reader_who_leaves_the_help_changes_nothing() -> None:
+    assert run("--help", shell="| true; exit ${PIPESTATUS[0]}").returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_output_that_is_full_is_told_once() -> None:
+    done = run(*SMALL, "--vram", "24GiB", "--json", shell=">/dev/full")
+    assert done.returncode == 2
+    assert done.stderr == "fitplan: error: the system refused: No space left on device\n"
+
+
+def test_marks_can_be_told_apart_in_ascii() -> None:
+    from fitplan.report.terminal import LIKE
+
+    assert len(set(LIKE.values())) == len(LIKE)
+    assert all(one.isascii() for one in LIKE.values())
+    text = run(*SMALL, "--method", "lora", "--vram", "600MiB", PYTHONIOENCODING="ascii").stdout
+    assert "?" not in text
+    for name in ("base weights", "activations", "CUDA context"):
+        assert any(f"{mark} {name}" in text for mark in LIKE.values())
+
+
+def test_what_is_piped_is_neither_wrapped_nor_padded() -> None:
+    lines = run("models", "qwen3", COLUMNS="40").stdout.splitlines()
+    assert not [line for line in lines if line != line.rstrip()]
+    (found,) = [line for line in lines if line.startswith("qwen3-30b-a3b")]
+    assert "Qwen/Qwen3-30B-A3B-Thinking-2507" in found
+    assert run("gpus", COLUMNS="40").stdout.count("RTX 4060 Ti 8GB") == 1
+
+
+@pytest.mark.parametrize("columns", [0, 30, 40, 60])
+@pytest.mark.parametrize("command", ["explain", "map", "advise", "check"])
+def test_no_number_is_cut_on_a_narrow_terminal(command: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, narrow = (shown_on_a_terminal(command, width, monkeypatch) for width in (200, columns))
+    assert "…" not in narrow
+    figures = re.compile(r"\d[\d,.]*")
+    assert sorted(figures.findall(narrow)) == sorted(figures.findall(wide))
+
+
+def shown_on_a_terminal(command: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what Rich takes for a terminal
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        main([command, "llama-3.2-1b", "--gpu", "4090", "--method", "lora", "--batch-size", "64"])
+    return re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
+
+
+# --- the bar ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_largest_part_of_a_bar_is_always_shown() -> None:
+    from fitplan.report.terminal import shared
+
+    assert shared([4, 3, 3], 10) == [4, 3, 3]
+    assert shared([3, 3, 4], 1) == [0, 0, 1]
+    assert shared([55, 90, 55], 2) == [1, 1, 0]
+    for cells in range(1, 40):
+        widths = shared([250, 19, 37, 73, 1130, 16, 470], cells)
+        assert sum(widths) == cells
+        assert widths[4] == max(widths) > 0
+
+
+def test_a_small_job_on_a_large_gpu_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*SMALL, "--method", "lora", "--gpu", "b300"])
+    text = capsys.readouterr().out
+    assert "▪··········" in text, "the CUDA context is the largest part"
+
+
 # --- slips of the pen -------------------------------------------------------------------------------------------------
 
 
@@ -291,3 +381,20 @@ def test_a_slip_gets_a_hint(typed: list[str], hint: str, capsys: pytest.CaptureF
         code = stopped.code
     assert code == 2
     assert hint in capsys.readouterr().err
+
+
+# --- what ships -------------------------------------------------------------------------------------------------------
+
+
+def test_models_says_which_setups_ship(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "llama-3.1-"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^llama-3.1-8b +8.03 B +5 +4 +5 ", text, flags=re.MULTILINE)
+    assert "pip install 'fitplan[torch]'" in text
+
+
+def test_numbers_of_one_are_singular() -> None:
+    from fitplan.units import counted
+
+    assert [counted(n, "layer") for n in (1, 2, 600)] == ["1 layer", "2 layers", "600 layers"]
+    assert [counted(n, "second") for n in (1.0, 0.5)] == ["1 second", "0.5 seconds"]
