@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def check(
     model: Any,
     *,
-    gpu: str | Device | None = None,
+    gpu: str | int | Device | None = None,
     vram: str | int | None = None,
     method: Method | str | None = None,
     trace: bool = False,
@@ -115,7 +115,7 @@ def explain(
 def fit_map(
     model: Any,
     *,
-    gpu: str | Device | None = None,
+    gpu: str | int | Device | None = None,
     vram: str | int | None = None,
     progress: Progress = lambda _: None,
     **settings: Any,
@@ -144,7 +144,7 @@ MOST_TRACED = 16
 def advise(
     model: Any,
     *,
-    gpu: str | Device | None = None,
+    gpu: str | int | Device | None = None,
     vram: str | int | None = None,
     trace: bool = False,
     progress: Progress = lambda _: None,

@@ -176,6 +176,11 @@ def test_the_gpu_of_this_machine_is_the_default(
     assert main(["check", "llama-3.2-1b", "--method", "lora", "--gpu", "4090"]) == 0
     assert "H100" not in capsys.readouterr().out
 
+    for index in (0, "0"):
+        report = check("llama-3.2-1b", gpu=index, method="lora")
+        assert report.gpu is not None
+        assert report.gpu.is_here
+
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     for gpu, expandable in (("auto", True), ("4090", False)):
         assert main(["check", "llama-3.2-1b", "--method", "lora", "--gpu", gpu, "--json"]) == 0
