@@ -14,10 +14,10 @@ _FACTORS = {
 
 
 def gib(size: int) -> str:
-    """``size`` bytes as text in GiB (2**30 bytes), below 0.1 GiB in MiB, below 0.1 MiB in KiB: ``"6.50 GiB"``."""
+    """``size`` bytes as text in GiB (2**30 bytes), below 1 GiB in MiB, below 0.1 MiB in KiB: ``"6.50 GiB"``."""
     if 0 < abs(size) < MIB // 10:
         return f"{size / KIB:.1f} KiB"
-    if abs(size) < GIB // 10:
+    if abs(size) < GIB:
         return f"{size / MIB:.1f} MiB"
     return f"{size / GIB:.2f} GiB"
 

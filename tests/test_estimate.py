@@ -78,7 +78,7 @@ def test_the_verdict_turns_where_it_says(spare: int, expected: Fit) -> None:
     [
         (14 * GIB + A100_CONTEXT + SPREAD + 300 * MIB, Fit.FITS, "leave enough"),
         (14 * GIB + A100_CONTEXT + SPREAD + 300 * MIB - 1, Fit.TIGHT, "less than the uncertainty"),
-        (14 * GIB + A100_CONTEXT - 512 * MIB, Fit.TIGHT, "0.50 GiB of 3.00 GiB cached must be given back"),
+        (14 * GIB + A100_CONTEXT - 512 * MIB, Fit.TIGHT, "512.0 MiB of 3.00 GiB cached must be given back"),
         (11 * GIB + A100_CONTEXT, Fit.TIGHT, "3.00 GiB of 3.00 GiB cached"),
         (11 * GIB + A100_CONTEXT - 1, Fit.DOES_NOT_FIT, "exceed"),
     ],
@@ -203,6 +203,8 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_sizes_and_counts_are_written() -> None:
     assert gib(6 * GIB + GIB // 2) == "6.50 GiB"
     assert gib(64 * MIB) == "64.0 MiB"
+    assert gib(GIB // 2) == "512.0 MiB"
+    assert gib(GIB) == "1.00 GiB"
     assert count(8_030_261_248) == "8.03 B"
     assert count(41_943_040) == "41.94 M"
 

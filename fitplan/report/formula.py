@@ -67,10 +67,8 @@ def product(term: Term) -> str:
 
 
 def signed(size: int) -> str:
-    """Bytes with their sign; small ones in MiB."""
-    if abs(size) < 2**30 // 10:
-        return f"{size / 2**20:+.2f} MiB"
-    return f"{size / 2**30:+.2f} GiB"
+    """Bytes with their sign."""
+    return f"{'-' if size < 0 else '+'}{gib(abs(size))}"
 
 
 def print_map(found: FitMap, console: Console) -> None:
