@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def check(
     model: Any,
     *,
-    gpu: str | Device | None = None,
+    gpu: str | int | Device | None = None,
     vram: str | int | None = None,
     method: Method | str | None = None,
     trace: bool = False,
@@ -115,7 +115,7 @@ def explain(
 def fit_map(
     model: Any,
     *,
-    gpu: str | Device | None = None,
+    gpu: str | int | Device | None = None,
     vram: str | int | None = None,
     progress: Progress = lambda _: None,
     **settings: Any,
@@ -144,7 +144,7 @@ MOST_TRACED = 16
 def advise(
     model: Any,
     *,
-    gpu: str | Device | None = None,
+    gpu: str | int | Device | None = None,
     vram: str | int | None = None,
     trace: bool = False,
     progress: Progress = lambda _: None,
@@ -219,7 +219,7 @@ def validate(
     from fitplan.validation.runner import OPTIONS, Options, find_target, validate_job
 
     target = find_target(device)
-    limit = vram if vram is None or isinstance(vram, int) else parse_size(vram)
+    limit = None if vram is None else parse_size(vram)
     if limit is not None and target.gpu is not None:
         limit -= context_on(target.gpu).bytes  # which PyTorch's limit, of its allocator, does not count
     options = Options(limit_bytes=limit, **{name: value for name, value in rest.items() if name in OPTIONS})
@@ -256,8 +256,12 @@ def keep(report: "ValidationReport") -> None:
         warnings.warn(str(error), stacklevel=3)
 
 
-def device_named(gpu: str | Device | None, vram: str | int | None) -> Device | None:
+def device_named(gpu: str | int | Device | None, vram: str | int | None) -> Device | None:
     """The device that a person named, or an amount of memory; ``None`` if neither is given.
+
+    Args:
+        gpu: a GPU's name; ``"auto"``, an index (``0`` as well as ``"0"``) or a UUID for one of this machine.
+        vram: an amount of memory: ``"24GiB"`` or bytes.
 
     Raises:
         InputError: both are given, or one makes no sense.
@@ -267,9 +271,10 @@ def device_named(gpu: str | Device | None, vram: str | int | None) -> Device | N
     if gpu is not None and vram is not None:
         raise SetupConflict("gpu", "vram", "gpu and vram both name a device; drop one of them")
     if vram is not None:
-        return device_of_size(vram if isinstance(vram, int) else parse_size(vram))
+        return device_of_size(parse_size(vram))
     if gpu is None or isinstance(gpu, Device):
         return gpu
+    gpu = str(gpu)
     try:
         return find_device(gpu)
     except DeviceNotFound:

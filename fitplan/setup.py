@@ -6,11 +6,11 @@ Names and defaults are those of ``transformers.TrainingArguments``, ``peft.LoraC
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, Self
 
 from fitplan.errors import InputError, SetupConflict
+from fitplan.names import did_you_mean
 
 
 class Method(StrEnum):
@@ -182,12 +182,11 @@ class TrainingSetup:
             InputError: a key is unknown (the nearest known one is named), or as the class itself.
 
         """
-        known = {f.name for f in fields(cls)}
+        known = [f.name for f in fields(cls)]
         for name in settings:
             if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(known))}"
-                raise InputError(f"{name} is no setting{hint}")
+                hint = did_you_mean(name, known) or f"known are {', '.join(sorted(known))}"
+                raise InputError(f"{name} is no setting; {hint}")
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -252,8 +251,8 @@ def _enum(kind: type[StrEnum], name: str, value: Any) -> StrEnum | None:
     try:
         return kind(text)
     except ValueError:
-        near = get_close_matches(text, list(kind), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = did_you_mean(text, kind, 2)
+        hint = f"; {near}" if near else ""
         raise InputError(f"{name} cannot be {value!r}: known are {', '.join(kind)}{hint}") from None
 
 

@@ -3,13 +3,18 @@
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import fitplan
 from benchmarks import advice as advice_scenarios
-from fitplan.advice import LEVERS, Advisor, advise_on, smallest_device
+from fitplan.advice import LEVERS, AdviceReport, Advisor, advise_on, smallest_device
 from fitplan.cli.main import main
+from fitplan.cli.parser import make_parser
 from fitplan.devices.device import device_of_size, known_devices
 from fitplan.memory import MemoryEstimate, MemoryMoment
+from fitplan.models.resolve import ModelConfig
+from fitplan.report.advice import print_advice
+from fitplan.report.command import flags
 from fitplan.setup import Method, TrainingSetup
 from fitplan.trace.events import Category
 from fitplan.units import GIB
@@ -167,6 +172,58 @@ def test_check_ends_with_a_fix(capsys: pytest.CaptureFixture[str]) -> None:
     assert "to make it fit" in capsys.readouterr().out
     main([*plain, "--optim", "sgd", "--seq-len", "8192"])
     assert "to make it fit" not in capsys.readouterr().out
+
+
+def test_steps_are_told_as_the_flags_that_take_them(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["advise", "llama-8b", "--gpu", "4090", "--batch-size", "8", "--seq-len", "4096"])
+    text = capsys.readouterr().out
+    assert "  smaller batch, accumulated: --batch-size 1 --gradient-accumulation-steps 8 (price:" in text
+    assert "expandable segments: --expandable-segments  " in text
+    assert "no k-bit preparation: --no-kbit-prepare" in text
+    main(["check", "llama-8b", "--gpu", "4090", "--method", "lora", "--no-gradient-checkpointing"])
+    assert "to make it fit: half the sequence length: --seq-len 512 (" in capsys.readouterr().out
+
+
+def test_flags_are_what_the_command_takes() -> None:
+    settings: dict[str, Any] = {
+        "method": "qlora", "seq_len": 4096, "target_modules": ("q_proj", "v_proj"), "kbit_prepare": False,
+        "double_quant": True, "lora_dropout": 0.5,
+    }  # fmt: skip
+    typed = vars(make_parser().parse_args(["check", "llama-8b", *flags(settings)]))
+    assert {name: typed[name] for name in settings} == settings
+
+
+def test_what_only_comes_closest_is_not_said_to_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    device = device_of_size(judge(_estimate(5 * GIB), device_of_size(99 * GIB)).memory.bytes)
+    for asked, words in (
+        ({"method": "lora", "batch_size": 2}, "No known change makes it fit; what comes closest:"),
+        ({"method": "lora", "batch_size": 2, "gradient_checkpointing": False}, "what comes closest:"),
+    ):
+        advice = advise_on(TrainingSetup(**asked), frozenset({"method"}), _made_up, device, ())
+        report = AdviceReport(ModelConfig("m", "given", {}), device, advice, "shipped")
+        print_advice(report, Console(width=120))
+        text = capsys.readouterr().out
+        assert words in text
+        assert "tight" in text.split(words)[1].split("\n\n")[0]
+        assert "that makes it fit" not in text
+
+
+def test_what_fits_is_told_without_a_gap(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", "llama-8b", "--gpu", "h100"]) == 0
+    text = capsys.readouterr().out
+    assert "\n\n\n" not in text
+    assert "as asked: qlora (the default), batch 1" in text
+    main(["advise", "llama-8b", "--gpu", "h100", "--method", "qlora"])
+    assert "(the default)" not in capsys.readouterr().out
+
+
+def test_nothing_to_emit_is_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    for form in ("python", "json"):
+        assert main(["advise", "llama-8b", "--vram", "2GiB", "--emit", form]) == 1
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert "none are emitted" in told.err
+        assert len(told.err.splitlines()) == 1
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,7 @@ def test_the_command_shows_both_sides(monkeypatch: pytest.MonkeyPatch, capsys: A
     monkeypatch.setattr(calibration, "measure_gpu", lambda *_: FOUND)
     assert main(["calibrate"]) == 0
     shown = capsys.readouterr().out
-    assert "CUDA context: 0.68 GiB" in shown
+    assert "CUDA context: 700.0 MiB" in shown
     assert "+512 bytes" in shown
     assert main(["calibrate", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -1,6 +1,11 @@
 """The command, as a person and as a program use it."""
 
+import contextlib
+import io
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -171,8 +176,230 @@ def test_the_gpu_of_this_machine_is_the_default(
     assert main(["check", "llama-3.2-1b", "--method", "lora", "--gpu", "4090"]) == 0
     assert "H100" not in capsys.readouterr().out
 
+    for index in (0, "0"):
+        report = check("llama-3.2-1b", gpu=index, method="lora")
+        assert report.gpu is not None
+        assert report.gpu.is_here
+
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     for gpu, expandable in (("auto", True), ("4090", False)):
         assert main(["check", "llama-3.2-1b", "--method", "lora", "--gpu", gpu, "--json"]) == 0
         (plan,) = json.loads(capsys.readouterr().out)["plans"]
         assert plan["setup"]["expandable_segments"] is expandable
+
+
+# --- models, as people name them --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "published"),
+    [
+        ("llama-3.1-8b-instruct", "llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("Qwen2.5-7B-Instruct", "qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct"),
+        ("gemma-3-4b-it", "gemma-3-4b", "google/gemma-3-4b-it"),
+        ("mistral-7b-instruct-v0.3", "mistral-7b-v0.3", "mistralai/Mistral-7B-Instruct-v0.3"),
+        ("deepseek-r1-distill-llama-8b", "llama-3.1-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"),
+        ("unsloth/Qwen3-8B", "qwen3-8b", "unsloth/Qwen3-8B"),
+        ("llama-3-8b", "llama-3-8b", "meta-llama/Meta-Llama-3-8B"),
+        ("gpt2", "gpt2", "gpt2"),
+        ("llama_8b", "llama-3.1-8b", "meta-llama/Llama-3.1-8B"),
+        (" Llama 8B ", "llama-3.1-8b", "meta-llama/Llama-3.1-8B"),
+        ("google/t5-v1_1-base", "flan-t5-base", "google/t5-v1_1-base"),
+        ("https://huggingface.co/Qwen/Qwen3-8B", "qwen3-8b", "Qwen/Qwen3-8B"),
+        ("huggingface.co/qwen/qwen3-8b/tree/main?x=1", "qwen3-8b", "Qwen/Qwen3-8B"),
+        ("llama-7b", "llama-2-7b", "meta-llama/Llama-2-7b-hf"),
+    ],
+)
+def test_models_are_found_by_the_names_people_type(typed: str, name: str, published: str) -> None:
+    from fitplan.models.resolve import resolve_model
+
+    found = resolve_model(typed)
+    assert (found.name, found.source, found.pretrained) == (name, "shipped", published)
+
+
+def test_a_hub_id_without_its_owner_names_no_model_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fitplan.models import catalog
+
+    entries = [
+        catalog.CatalogEntry("one", ("a/same", "a/Own"), ("short",), 1),
+        catalog.CatalogEntry("two", ("b/Same", "b/short"), (), 2),
+    ]
+    monkeypatch.setattr(catalog, "catalog", lambda: entries)
+    known = catalog.spellings.__wrapped__()
+    assert "same" not in known
+    assert known["own"].name == known["short"].name == known["a/same"].name == "one"
+
+
+def test_a_folder_comes_before_what_is_only_another_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from families import FAMILIES
+
+    from fitplan.models.resolve import resolve_model
+
+    monkeypatch.chdir(tmp_path)
+    for name, source in (("Qwen2.5-7B-Instruct", "file"), ("llama_8b", "file"), ("llama-8b", "shipped")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(FAMILIES["llama"]))
+        assert resolve_model(name).source == source
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("qwen3", "which qwen3? qwen3-0.6b, qwen3-1.7b, qwen3-4b, qwen3-8b, qwen3-14b, qwen3-30b-a3b, qwen3-32b"),
+        ("Llama2", "which Llama2? llama2-7b, llama2-13b, llama2-70b"),
+        ("mistral", "mistral-7b-v0.1, mistral-7b-v0.3, mistral-nemo-12b, mistral-small-24b"),
+        ("deepseek-r1", "deepseek-r1-distill-qwen-7b, deepseek-r1-distill-llama-8b"),
+        ("codellama", "did you mean codellama-34b?"),
+        ("qwen2.5-8b", "did you mean qwen2.5-"),
+    ],
+)
+def test_the_name_of_a_family_is_answered_with_its_members(typed: str, hint: str) -> None:
+    from fitplan.errors import ModelNotFound
+    from fitplan.models.resolve import resolve_model
+
+    with pytest.raises(ModelNotFound) as refused:
+        resolve_model(typed)
+    assert hint in str(refused.value)
+
+
+def test_an_alias_keeps_family_and_size_apart() -> None:
+    """``qwen2.57b`` is nothing that anybody types, and no good suggestion for what somebody did."""
+    from fitplan.models.catalog import catalog
+
+    for entry in catalog():
+        for alias in entry.aliases:
+            assert not any(alias.endswith(f"{version}{size}") for version in ("t5", ".5", "lm2") for size in SIZES)
+
+
+SIZES = ("0.5b", "1.5b", "1.7b", "3b", "7b", "11b", "14b", "32b", "72b", "135m", "360m")
+
+
+# --- what becomes of the output ---------------------------------------------------------------------------------------
+
+
+def run(*arguments: str, shell: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
+    """The command in a process of its own, its output as the shell is told."""
+    words = shlex.join([sys.executable, "-m", "fitplan", *arguments])
+    command = ["bash", "-c", f"{words} {shell or ''}"]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize("form", [(), ("--json",), ("--method", "lora", "--emit", "python")], ids=str)
+@pytest.mark.parametrize("output", ["| true", ">&-", ">&- 2>&- <&-"])
+def test_a_reader_who_leaves_changes_no_verdict(output: str, form: tuple[str, ...]) -> None:
+    done = run(*SMALL, "--vram", "200MiB", *form, shell=f"{output}; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "ignored" not in done.stderr
+
+
+def test_a_reader_who_leaves_the_help_changes_nothing() -> None:
+    assert run("--help", shell="| true; exit ${PIPESTATUS[0]}").returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_output_that_is_full_is_told_once() -> None:
+    done = run(*SMALL, "--vram", "24GiB", "--json", shell=">/dev/full")
+    assert done.returncode == 2
+    assert done.stderr == "fitplan: error: the system refused: No space left on device\n"
+
+
+def test_marks_can_be_told_apart_in_ascii() -> None:
+    from fitplan.report.terminal import LIKE
+
+    assert len(set(LIKE.values())) == len(LIKE)
+    assert all(one.isascii() for one in LIKE.values())
+    text = run(*SMALL, "--method", "lora", "--vram", "600MiB", PYTHONIOENCODING="ascii").stdout
+    assert "?" not in text
+    for name in ("base weights", "activations", "CUDA context"):
+        assert any(f"{mark} {name}" in text for mark in LIKE.values())
+
+
+def test_what_is_piped_is_neither_wrapped_nor_padded() -> None:
+    lines = run("models", "qwen3", COLUMNS="40").stdout.splitlines()
+    assert not [line for line in lines if line != line.rstrip()]
+    (found,) = [line for line in lines if line.startswith("qwen3-30b-a3b")]
+    assert "Qwen/Qwen3-30B-A3B-Thinking-2507" in found
+    assert run("gpus", COLUMNS="40").stdout.count("RTX 4060 Ti 8GB") == 1
+
+
+@pytest.mark.parametrize("columns", [0, 30, 40, 60])
+@pytest.mark.parametrize("command", ["explain", "map", "advise", "check"])
+def test_no_number_is_cut_on_a_narrow_terminal(command: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, narrow = (shown_on_a_terminal(command, width, monkeypatch) for width in (200, columns))
+    assert "…" not in narrow
+    figures = re.compile(r"\d[\d,.]*")
+    assert sorted(figures.findall(narrow)) == sorted(figures.findall(wide))
+
+
+def shown_on_a_terminal(command: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what Rich takes for a terminal
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        main([command, "llama-3.2-1b", "--gpu", "4090", "--method", "lora", "--batch-size", "64"])
+    return re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
+
+
+# --- the bar ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_largest_part_of_a_bar_is_always_shown() -> None:
+    from fitplan.report.terminal import shared
+
+    assert shared([4, 3, 3], 10) == [4, 3, 3]
+    assert shared([3, 3, 4], 1) == [0, 0, 1]
+    assert shared([55, 90, 55], 2) == [1, 1, 0]
+    for cells in range(1, 40):
+        widths = shared([250, 19, 37, 73, 1130, 16, 470], cells)
+        assert sum(widths) == cells
+        assert widths[4] == max(widths) > 0
+
+
+def test_a_small_job_on_a_large_gpu_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*SMALL, "--method", "lora", "--gpu", "b300"])
+    text = capsys.readouterr().out
+    assert "▪··········" in text, "the CUDA context is the largest part"
+
+
+# --- slips of the pen -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        (["chek", "llama-8b"], "'chek' (did you mean check?)"),
+        (["check", "llama-8b", "--metod", "lora"], "(did you mean --method?); see fitplan check --help"),
+        (["check", "llama-8b", "--batch_size=2"], "did you mean --batch-size?"),
+        (["validate", "llama-8b", "--find-limits", "seq"], "did you mean --find-limit?"),
+        (["check", "llama-8b", "--emit", "pyhton"], "did you mean python?"),
+        (["check", "llama-8b", "--optim", "adamw"], "did you mean adamw_torch_fused or adamw_torch?"),
+        (["check", "llama-8b", "--bogus"], "unrecognized arguments: --bogus; see"),
+    ],
+)
+def test_a_slip_gets_a_hint(typed: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: int | str | None = main(typed)
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    assert hint in capsys.readouterr().err
+
+
+# --- what ships -------------------------------------------------------------------------------------------------------
+
+
+def test_models_says_which_setups_ship(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "llama-3.1-"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^llama-3.1-8b +8.03 B +5 +4 +5 ", text, flags=re.MULTILINE)
+    assert "pip install 'fitplan[torch]'" in text
+
+
+def test_numbers_of_one_are_singular() -> None:
+    from fitplan.units import counted
+
+    assert [counted(n, "layer") for n in (1, 2, 600)] == ["1 layer", "2 layers", "600 layers"]
+    assert [counted(n, "second") for n in (1.0, 0.5)] == ["1 second", "0.5 seconds"]

@@ -713,17 +713,17 @@ def test_each_gpu_has_a_line_and_none_is_summed() -> None:
     assert lines[:7] == [
         "driver 550.90.07, CUDA up to 12.4",
         "GPU name total free used reserved",
-        "0 NVIDIA H100 80GB HBM3 79.65 GiB 6.45 GiB 72.87 GiB 0.33 GiB ECC on",
+        "0 NVIDIA H100 80GB HBM3 79.65 GiB 6.45 GiB 72.87 GiB 335.5 MiB ECC on",
         "python3 (pid 40213) 72.86 GiB",
-        "1 NVIDIA H100 80GB HBM3 79.65 GiB 71.32 GiB 8.00 GiB 0.33 GiB ECC on",
+        "1 NVIDIA H100 80GB HBM3 79.65 GiB 71.32 GiB 8.00 GiB 335.5 MiB ECC on",
         "python3 (pid 51877) 4.00 GiB",
         "python3 (pid 51901) 3.99 GiB",
     ]
     assert lines[7:13] == [
-        *(f"{index} NVIDIA H100 80GB HBM3 79.65 GiB 79.32 GiB 1.5 MiB 0.33 GiB ECC on" for index in range(2, 7)),
-        "7 NVIDIA H100 80GB HBM3 79.65 GiB 78.82 GiB 0.50 GiB 0.33 GiB ECC on",
+        *(f"{index} NVIDIA H100 80GB HBM3 79.65 GiB 79.32 GiB 1.5 MiB 335.5 MiB ECC on" for index in range(2, 7)),
+        "7 NVIDIA H100 80GB HBM3 79.65 GiB 78.82 GiB 512.0 MiB 335.5 MiB ECC on",
     ]
-    assert lines[13] == "? (pid 60001) 0.50 GiB"
+    assert lines[13] == "? (pid 60001) 508.0 MiB"
 
 
 @pytest.mark.parametrize(
@@ -733,8 +733,8 @@ def test_each_gpu_has_a_line_and_none_is_summed() -> None:
             "a100_mig",
             [
                 "0 NVIDIA A100-SXM4-40GB ? ? ? ? in MIG mode, ECC on",
-                "0:0 MIG 3g.20gb 19.50 GiB 19.19 GiB 0.31 GiB 0.0 MiB",
-                "cuda_profile_workload (pid 2281505) 0.26 GiB",
+                "0:0 MIG 3g.20gb 19.50 GiB 19.19 GiB 317.0 MiB 0.0 MiB",
+                "cuda_profile_workload (pid 2281505) 270.0 MiB",
                 "0:1 MIG 2g.10gb 9.50 GiB 9.48 GiB 25.0 MiB 0.0 MiB",
                 "0:3 MIG 1g.5gb 4.75 GiB 4.74 GiB 12.5 MiB 0.0 MiB",
             ],
@@ -742,7 +742,7 @@ def test_each_gpu_has_a_line_and_none_is_summed() -> None:
         (
             "wsl2",
             [
-                "0 NVIDIA GeForce RTX 4070 Ti SUPER 15.99 GiB 1.65 GiB 14.02 GiB 0.32 GiB display",
+                "0 NVIDIA GeForce RTX 4070 Ti SUPER 15.99 GiB 1.65 GiB 14.02 GiB 323.0 MiB display",
                 "? (pid 79) ?",
                 "Xwayland (pid 23) ?",
             ],
@@ -757,10 +757,10 @@ def test_each_gpu_has_a_line_and_none_is_summed() -> None:
         (
             "desktop_4090",
             [
-                "0 NVIDIA GeForce RTX 4090 23.99 GiB 23.05 GiB 0.60 GiB 0.35 GiB display, ECC off",
+                "0 NVIDIA GeForce RTX 4090 23.99 GiB 23.05 GiB 609.6 MiB 354.7 MiB display, ECC off",
                 "chrome (pid 12636) 60.0 MiB",
-                "Xorg (pid 1180) 0.28 GiB",
-                "gnome-shell (pid 1424) 0.11 GiB",
+                "Xorg (pid 1180) 290.0 MiB",
+                "gnome-shell (pid 1424) 110.0 MiB",
                 "code (pid 3132) 64.0 MiB",
             ],
         ),
@@ -788,7 +788,7 @@ def test_a_process_cannot_write_to_the_terminal() -> None:
         document["nvmlSystemGetProcessName"]["1180"] = "\x1b[31m[bold]evil\nline"
 
     lines = printed(changed("desktop_4090", rename))
-    assert "?[31m[bold]evil?line (pid 1180) 0.28 GiB" in lines
+    assert "?[31m[bold]evil?line (pid 1180) 290.0 MiB" in lines
 
 
 @pytest.mark.parametrize("name", MACHINES)

@@ -420,7 +420,6 @@ def test_advice_emits_the_best_settings(capsys: pytest.CaptureFixture[str]) -> N
         (["check", "llama-8b", "--emit", "python"], "one method at a time; choose method full, lora or qlora"),
         (["check", "llama-8b", "--method", "lora", "--emit", "yaml"], "invalid choice: 'yaml'"),
         (["check", "llama-8b", "--method", "lora", "--emit", "json", "--json"], "not allowed with argument --emit"),
-        (["advise", "llama-8b", "--vram", "2GiB", "--emit", "json"], "no settings are known with which"),
         (["map", "llama-8b", "--gpu", "4090", "--emit", "json"], "unrecognized arguments: --emit json"),
     ],
 )

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from fitplan.api import device_named
 from fitplan.devices.context import context_on
-from fitplan.devices.device import Device, device_of_size, find_device, known_devices
+from fitplan.devices.device import Device, _entries, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError
 from fitplan.memory import AllocatorOverhead, MemoryEstimate, MemoryMoment, estimate_trace
 from fitplan.models.resolve import ModelConfig
@@ -77,7 +78,7 @@ def test_the_verdict_turns_where_it_says(spare: int, expected: Fit) -> None:
     [
         (14 * GIB + A100_CONTEXT + SPREAD + 300 * MIB, Fit.FITS, "leave enough"),
         (14 * GIB + A100_CONTEXT + SPREAD + 300 * MIB - 1, Fit.TIGHT, "less than the uncertainty"),
-        (14 * GIB + A100_CONTEXT - 512 * MIB, Fit.TIGHT, "0.50 GiB of 3.00 GiB cached must be given back"),
+        (14 * GIB + A100_CONTEXT - 512 * MIB, Fit.TIGHT, "512.0 MiB of 3.00 GiB cached must be given back"),
         (11 * GIB + A100_CONTEXT, Fit.TIGHT, "3.00 GiB of 3.00 GiB cached"),
         (11 * GIB + A100_CONTEXT - 1, Fit.DOES_NOT_FIT, "exceed"),
     ],
@@ -113,6 +114,10 @@ def test_a_context_is_that_of_the_gpu_where_it_was_measured() -> None:
         ("H100", 81559), ("h100_80gb", 81559), ("NVIDIA H100 80GB HBM3", 81559), ("a100-40gb", 40960), ("4090", 24564),
         ("GeForce RTX 4090", 24564), ("rtx4090", 24564), ("t4", 15360), ("Tesla T4", 15360), ("v100-32gb", 32768),
         ("L40S", 46068), ("a10g", 23028), ("h200", 143771), ("RTX 6000 Ada", 49140), ("5090", 32607),
+        ("A100-SXM", 81920), ("a100-40", 40960), ("A100 80 GB", 81920), ("V100-PCIE", 16384), ("5060ti", 16311),
+        ("RTX 4090 24GB", 24564), ("gtx1080", 8192), ("2080", 8192), ("3070ti", 8192), ("5060", 8151), ("a4500", 20470),
+        ("Tesla P40", 23040), ("TITAN RTX", 24576), ("4090D", 24564), ("h20", 97871), ("h800", 81559), ("a800", 81920),
+        ("L20", 46068),
     ],
 )  # fmt: skip
 def test_gpus_are_found_by_the_names_people_use(spelling: str, mib: int) -> None:
@@ -128,6 +133,42 @@ def test_every_gpu_has_a_source_and_plausible_figures() -> None:
         assert (6, 0) <= device.capability <= (13, 0)
 
 
+def test_no_two_gpus_share_a_name() -> None:
+    names = [name for _, _, spellings in _entries() for name in spellings]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("2x4090", "without the count: 4090"),
+        ("8 x H100", "without the count: H100"),
+        ("H100x8", "without the count: H100"),
+        ("MI300X", "only GPUs by NVIDIA are known"),
+        ("AMD Instinct MI250", "an amount of vram such as 24GiB"),
+        ("M3 Max", "only GPUs by NVIDIA are known"),
+        ("Gaudi2", "only GPUs by NVIDIA are known"),
+        ("24GiB", "an amount of memory (24.00 GiB), not the name of a GPU; give it as vram"),
+        ("RTX 4091", "did you mean rtx-4090 or "),
+        ("voodoo", "see fitplan gpus; an amount of vram such as 24GiB can be given instead"),
+        ("RTX 3090 48GB", "no GPU is known"),
+    ],
+)
+def test_why_a_gpu_is_not_known(name: str, hint: str) -> None:
+    with pytest.raises(DeviceNotFound) as refused:
+        find_device(name)
+    assert hint in str(refused.value)
+    assert "profiles/" not in str(refused.value)
+
+
+def test_a_number_names_a_gpu() -> None:
+    found = device_named(4090, None)
+    assert found is not None
+    assert found.name == "RTX 4090"
+    with pytest.raises(InputError, match="GPU"):
+        device_named(999, None)
+
+
 def test_an_unknown_gpu_suggests_the_nearest() -> None:
     with pytest.raises(DeviceNotFound, match="h100"):
         find_device("h1000")
@@ -136,10 +177,21 @@ def test_an_unknown_gpu_suggests_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("24GiB", 24 * GIB), ("24GB", 24 * 10**9), ("24g", 24 * 10**9), ("1.5 GiB", 1536 * MIB), ("7", 7)],
-)
-def test_sizes_are_read(text: str, size: int) -> None:
+    [
+        ("24GiB", 24 * GIB), ("24GB", 24 * 10**9), ("24g", 24 * 10**9), ("1.5 GiB", 1536 * MIB),
+        ("500KiB", 500 * 2**10), ("25769803776", 24 * GIB), (24 * GIB, 24 * GIB),
+    ],
+)  # fmt: skip
+def test_sizes_are_read(text: str | int, size: int) -> None:
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(("text", "meant"), [("24", "24GiB"), (" 24 ", "24GiB"), (24, "24GiB"), ("24564", "24564MiB")])
+def test_a_size_without_its_unit_is_asked_about(text: str | int, meant: str) -> None:
+    with pytest.raises(InputError, match=f"did you mean {meant}"):
+        parse_size(text)
+    with pytest.raises(InputError, match=f"did you mean {meant}"):
+        device_named(None, text)
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "0", "24 parsecs", "1e3", "nan"])
@@ -151,6 +203,8 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_sizes_and_counts_are_written() -> None:
     assert gib(6 * GIB + GIB // 2) == "6.50 GiB"
     assert gib(64 * MIB) == "64.0 MiB"
+    assert gib(GIB // 2) == "512.0 MiB"
+    assert gib(GIB) == "1.00 GiB"
     assert count(8_030_261_248) == "8.03 B"
     assert count(41_943_040) == "41.94 M"
 

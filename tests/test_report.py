@@ -18,6 +18,7 @@ pytest.importorskip("matplotlib")
 
 from fitplan import api
 from fitplan.cli.dossier import gather
+from fitplan.cli.files import check_writable, write_whole
 from fitplan.cli.main import main
 from fitplan.devices.device import find_device
 from fitplan.errors import ModelNotSupported
@@ -387,6 +388,35 @@ def test_what_cannot_be_written_is_told_in_one_sentence(tmp_path: Path, capsys: 
         assert words in told.err
         assert len(told.err.splitlines()) == 1
     assert not Path(good).exists()
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk."""
+    out = tmp_path / "report.html"
+    for before in (None, "as it was"):
+        if before is not None:
+            out.write_text(before)
+        program = (
+            "import pathlib, resource\nfrom fitplan.cli.files import write_whole\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+            f"write_whole(pathlib.Path({str(out)!r}), 'x' * 10**6)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert f"InputError: {out} cannot be written: " in done.stderr
+        assert [file.name for file in tmp_path.iterdir()] == ([] if before is None else [out.name])
+        assert before is None or out.read_text() == before
+
+
+def test_a_link_and_a_pipe_stay_what_they_are(tmp_path: Path) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_text("old")
+    link.symlink_to(file)
+    write_whole(link, "new")
+    assert link.is_symlink()
+    assert file.read_text() == "new"
+    check_writable(Path("/dev/null"))
+    write_whole(Path("/dev/null"), "new")
+    assert Path("/dev/null").is_char_device()
 
 
 def test_bad_questions_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

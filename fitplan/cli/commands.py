@@ -1,15 +1,15 @@
 """What each command does: it calls the library, and prints. No rule about memory lives here."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fitplan.cli.console import EXIT_DOES_NOT_FIT, EXIT_FITS, Narration
+from fitplan.cli.console import EXIT_DOES_NOT_FIT, EXIT_FITS, Narration, complain
 from fitplan.errors import InputError
 
 if TYPE_CHECKING:
-    from fitplan.advice import AdviceReport
     from fitplan.plan import CheckReport
 
 
@@ -75,25 +75,19 @@ def advise(
     with Narration() as progress:
         found = api.advise(model, gpu=_or_here(gpu, vram), vram=vram, trace=trace, progress=progress, **given(settings))
     if emit is not None:
-        return _emit(_best(model, found), emit)
+        best = found.advice.best or found.advice.fix
+        if best is None:
+            complain(f"no settings are known with which {found.model.name} fits {found.gpu.name}: none are emitted")
+            return EXIT_DOES_NOT_FIT
+        return _emit(api.check(model, gpu=found.gpu, **best.setup.to_dict()), emit)
 
     def show(console: Any) -> None:
         from fitplan.report.advice import print_advice
 
-        print_advice(found, console)
+        print_advice(found, console, by_default=settings["method"] is None)
 
     answer_with(as_json, found.to_dict, show)
     return EXIT_DOES_NOT_FIT if found.advice.asked.verdict.fit is Fit.DOES_NOT_FIT else EXIT_FITS
-
-
-def _best(model: str, found: "AdviceReport") -> "CheckReport":
-    """The check of the best settings that were found."""
-    from fitplan import api
-
-    best = found.advice.best or found.advice.fix
-    if best is None:
-        raise InputError(f"no settings are known with which {found.model.name} fits {found.gpu.name}: none are emitted")
-    return api.check(model, gpu=found.gpu, **best.setup.to_dict())
 
 
 def fit_map(model: str, gpu: str | None, vram: str | None, as_json: bool, **settings: Any) -> int:
@@ -119,7 +113,8 @@ def report(
     from pathlib import Path
 
     from fitplan import api
-    from fitplan.cli.dossier import check_writable, gather
+    from fitplan.cli.dossier import gather
+    from fitplan.cli.files import check_writable, write_whole
     from fitplan.errors import MissingDependency
 
     try:
@@ -136,10 +131,10 @@ def report(
         dossier = gather(model, device, method, given(settings), progress)
         progress("drawing")
         drawn = pictures(dossier)
-        Path(out).write_text(page(dossier, drawn), encoding="utf-8")
+        write_whole(Path(out), page(dossier, drawn))
         if svg:
             for name, picture in drawn.items():
-                Path(svg, f"{name}.svg").write_text(picture, encoding="utf-8")
+                write_whole(Path(svg, f"{name}.svg"), picture)
     _warn(dossier.check)
     print(f"{out}: {headline(dossier.check)}")
     return _exit_code(dossier.check)
@@ -265,4 +260,13 @@ def answer_with(as_json: bool, document: Callable[[], dict[str, Any]], show: Cal
         return
     from rich.console import Console
 
-    show(Console(highlight=False))
+    console = Console(highlight=False)
+    console.width = max(console.width or USUAL_WIDTH, LEAST_WIDTH)
+    with console.capture() as captured:
+        show(console)
+    text = captured.get()
+    print(text if console.is_terminal else re.sub(r" +$", "", text, flags=re.MULTILINE), end="")
+
+
+USUAL_WIDTH, LEAST_WIDTH = 80, 44
+"""Columns of a terminal that is said to have none (``COLUMNS=0``), and those without which a breakdown would be cut."""

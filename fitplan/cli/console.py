@@ -1,5 +1,7 @@
-"""What is said on the terminal beside the answer: complaints and narration, all on stderr."""
+"""The streams that answers are printed on, and what is said beside an answer: complaints and narration, on stderr."""
 
+import codecs
+import io
 import json
 import os
 import sys
@@ -8,6 +10,56 @@ from typing import Any, Self
 from fitplan.tui import PROGRESS
 
 EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_NO_GPU, EXIT_MISSED, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+def prepare_streams() -> None:
+    """Let nothing that befalls the output change the answer or its exit code.
+
+    A stream that was closed by the caller (``>&-``) leads nowhere, a reader who leaves (``| head``) misses the rest,
+    and a character that the encoding does not have is replaced by one like it.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = os.open(os.devnull, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
+            setattr(sys, name, os.fdopen(nowhere, "r" if name == "stdin" else "w"))
+        elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_LIKE)
+            if stream is getattr(sys, f"__{name}__") and not stream.isatty():
+                raw = io.BufferedWriter(_Leavable(stream.fileno(), "w", closefd=False))
+                setattr(
+                    sys, name, io.TextIOWrapper(raw, stream.encoding, errors=_LIKE, line_buffering=name == "stderr")
+                )
+
+
+class _Leavable(io.FileIO):
+    """A file or pipe to which nothing is written any more once that has failed; that its reader left is no failure."""
+
+    _left = False
+
+    def write(self, data: Any, /) -> int:
+        if not self._left:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self._left = True  # else what is still in the buffers fails a second time, when Python ends
+                if not isinstance(error, BrokenPipeError):
+                    raise
+        return memoryview(data).nbytes
+
+
+_LIKE = "fitplan.like"
+
+
+def _like(error: UnicodeError) -> tuple[str, int]:
+    """What stands for the characters that an encoding does not have."""
+    from fitplan.report.terminal import LIKE
+
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(LIKE.get(one, "?") for one in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_LIKE, _like)
 
 
 def complain(message: str) -> None:

@@ -1,14 +1,12 @@
 """What ``fitplan report`` puts on its page: the library's answers to one question, asked one after the other."""
 
-import os
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fitplan import api
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device
-from fitplan.errors import FitplanError, InputError
+from fitplan.errors import FitplanError
 from fitplan.plan import Plan
 from fitplan.report.command import words
 from fitplan.report.dossier import Details, Dossier
@@ -47,18 +45,3 @@ def _or_why_not(ask: Callable[[], Found]) -> Found | str:
         return ask()
     except FitplanError as error:
         return str(error)
-
-
-def check_writable(file: Path) -> None:
-    """Complain now about a file that cannot be written, not after minutes of work.
-
-    Raises:
-        InputError: it is a folder, its own folder does not exist, or it may not be written.
-
-    """
-    if file.is_dir():
-        raise InputError(f"{file} is a folder; name a file in it, such as {file / 'report.html'}")
-    if not file.parent.is_dir():
-        raise InputError(f"there is no folder {file.parent} to write {file.name} in")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise InputError(f"{file} may not be written")

@@ -1,21 +1,24 @@
 """The ``fitplan`` command: from what was typed to an exit code."""
 
-import io
-import os
 import sys
 from collections.abc import Sequence
 
 from fitplan.cli.commands import at_terminal, has_textual
-from fitplan.cli.console import EXIT_BAD_INPUT, EXIT_FITS, EXIT_INTERRUPTED, EXIT_MISSED, EXIT_NO_GPU, complain
+from fitplan.cli.console import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_MISSED,
+    EXIT_NO_GPU,
+    complain,
+    prepare_streams,
+)
 from fitplan.cli.parser import make_parser
 from fitplan.errors import FitplanError, NoUsableGpu, ValidationFailed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an ASCII or cp1252 pipe has no bars: an answer without them is one
+    prepare_streams()
     parser = make_parser()
     options = vars(parser.parse_args(arguments))
     run = options.pop("run", None)
@@ -41,9 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FITS
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         complain(f"the system refused{where}: {error.strerror or error}")

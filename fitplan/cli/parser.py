@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from fitplan.cli import commands
 from fitplan.cli.console import EXIT_BAD_INPUT, EXIT_FITS, complain
 from fitplan.cli.validation import add_calibrate, add_validate
+from fitplan.names import did_you_mean
 from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Optim, Padding, Quant, Task
 
 
@@ -14,6 +15,20 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         complain(f"{message}; see {self.prog} --help")
         raise SystemExit(EXIT_BAD_INPUT)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Nothing unknown is let through: each command knows best what its own flags are like."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = next((one for one in unknown if one.startswith("--")), "").partition("=")[0]
+            near = did_you_mean(flag.lstrip("-"), {known.lstrip("-"): known for known in self._option_string_actions})
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{f' ({near})' if near else ''}")
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            near = did_you_mean(str(value), tuple(action.choices)) or f"choose from {', '.join(action.choices)}"
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r} ({near})")
 
 
 class _Version(argparse.Action):
@@ -32,7 +47,8 @@ examples:
   fitplan check Qwen/Qwen2.5-7B --method full --optim adamw_8bit --json > plan.json
   fitplan check llama-8b --method qlora --gpu 4090 --emit python > train.py
 
-exit codes: 0 fits or tight, 1 does not fit, 2 bad input, 3 no usable GPU here
+exit codes: 0 fits or tight, 1 does not fit, 2 bad input, 3 no usable GPU here;
+without --method 0 if any of the three fits or is tight, without a GPU always 0
 """
 
 
@@ -99,7 +115,10 @@ _ONE_SETUP: tuple[tuple[str, Callable[..., int], str, str], ...] = (
         "examples:\n"
         "  fitplan advise llama-70b --gpu H100 --method lora\n"
         "  fitplan advise llama-8b --gpu 4090 --seq-len 8192   what is given stays as it is\n"
-        "  fitplan advise llama-8b --gpu 4090 --emit python > train.py   the best settings that were found",
+        "  fitplan advise llama-8b --gpu 4090 --emit python > train.py   the best settings that were found\n"
+        "\n"
+        "exit codes: 0 fits or tight as asked, 1 does not fit as asked, whatever would make it fit;\n"
+        "with --emit 0 where settings that fit are known, else 1; 2 bad input, 3 no usable GPU here",
     ),
     (
         "explain",

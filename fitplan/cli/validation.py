@@ -7,6 +7,7 @@ from typing import Any
 
 from fitplan.cli.commands import answer_with, given
 from fitplan.cli.console import EXIT_FITS, EXIT_MISSED, Narration
+from fitplan.cli.files import check_writable, write_whole
 from fitplan.errors import InputError, MissingDependency
 
 EXAMPLES = """\
@@ -73,9 +74,11 @@ def _drawer(path: Path, find_limit: str | None) -> Callable[[Any], None]:
     from fitplan.report.validation import timelines
     from fitplan.validation.depths import DepthReport
 
+    check_writable(path)
+
     def draw(found: Any) -> None:
         deeper = found.runs[1] if isinstance(found, DepthReport) else found
-        path.write_text(timelines_svg(timelines(deeper.phases)), encoding="utf-8")
+        write_whole(path, timelines_svg(timelines(deeper.phases)))
 
     return draw
 

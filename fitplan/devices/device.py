@@ -1,13 +1,15 @@
 """GPUs: what is known about them, and how people name them."""
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 
-from fitplan.errors import DeviceNotFound
+from fitplan.errors import DeviceNotFound, InputError
+from fitplan.names import did_you_mean, plain
 from fitplan.resources import read_json
-from fitplan.units import MIB, gib
+from fitplan.units import GIB, MIB, gib, parse_size
 
 
 @dataclass(frozen=True)
@@ -39,26 +41,52 @@ DEFAULT_CAPABILITY = (8, 0)
 @cache
 def known_devices() -> tuple[Device, ...]:
     """Every GPU in ``profiles/gpus/gpus.json``, by name."""
-    return tuple(device for device, _ in _entries())
+    return tuple(device for device, _, _ in _entries())
 
 
 def find_device(name: str) -> Device:
     """The GPU of that name; spelling is lenient (``h100``, ``RTX 4090``, ``a100-80gb``).
 
     Raises:
-        DeviceNotFound: no GPU is known under that name; the nearest names are given.
+        DeviceNotFound: no GPU is known under that name; the message says what can be given instead.
 
     """
+    names = {spelling: device for device, _, spellings in _entries() for spelling in spellings}
     wanted = _normal(name)
-    names: dict[str, Device] = {}
-    for device, spellings in _entries():
-        for spelling in spellings:
-            names[spelling] = device
     if wanted in names:
         return names[wanted]
-    near = get_close_matches(wanted, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see the GPUs in profiles/gpus/gpus.json."
-    raise DeviceNotFound(f"no GPU is known as {name!r}; {hint} A memory size such as 24GiB can be given instead")
+    model, _, size = wanted.rpartition("-")
+    if model in names and size.isdigit() and _is_sold_as(names[model], int(size) * GIB):
+        return names[model]
+    raise DeviceNotFound(_hint(name, names))
+
+
+def _is_sold_as(device: Device, size: int) -> bool:
+    """Whether ``size`` bytes are what the seller says of a GPU: the driver reports up to a tenth less."""
+    return 0.9 * size <= device.total_bytes <= size
+
+
+def _hint(name: str, names: Mapping[str, Device]) -> str:
+    """Why no GPU is known under that name, as far as can be told, and what to give instead."""
+    instead = "an amount of vram such as 24GiB can be given instead"
+    counted = _COUNTED.fullmatch(name)
+    if counted and (one := counted["before"] or counted["after"]) and _normal(one) in names:
+        return f"{name!r} are several GPUs, and one is planned for; give its name without the count: {one}"
+    with suppress(InputError):
+        return f"{name!r} is an amount of memory ({gib(parse_size(name))}), not the name of a GPU; give it as vram"
+    if _OTHER_MAKERS.search(name):
+        return f"only GPUs by NVIDIA are known, and {name!r} is not one; {instead}"
+    keys = {spelling: key for _, key, spellings in _entries() for spelling in spellings}
+    near = did_you_mean(_normal(name), keys, 3)
+    return f"no GPU is known as {name!r}; {near + ' S' if near else 's'}ee fitplan gpus; {instead}"
+
+
+_COUNTED = re.compile(r"\s*\d+\s*[x×*]\s*(?P<after>.+?)\s*|\s*(?P<before>.+?)\s*[x×*]\s*\d+\s*", re.IGNORECASE)
+_OTHER_MAKERS = re.compile(
+    r"\b(amd|radeon|instinct|mi\d{2,3}[ax]?|[rw]x\W?\d{4}|w[67]\d00|7900\W?xtx?|apple|m[1-9](\W?(pro|max|ultra))?"
+    r"|intel|arc|gaudi\W?\d?|ponte|tpu|trainium|inferentia|ascend)\b",
+    re.IGNORECASE,
+)
 
 
 def device_of_size(total_bytes: int) -> Device:
@@ -67,17 +95,19 @@ def device_of_size(total_bytes: int) -> Device:
 
 
 @cache
-def _entries() -> tuple[tuple[Device, frozenset[str]], ...]:
+def _entries() -> tuple[tuple[Device, str, frozenset[str]], ...]:
+    """Each GPU with its short name, and all spellings of its names."""
     entries = []
     for row in read_json("gpus/gpus.json"):
         major, minor = row["compute_capability"].split(".")
         total = row["total_mib"] * MIB
         usable = row["usable_mib"] * MIB if row.get("usable_mib") else total
         device = Device(row["name"], total, usable, (int(major), int(minor)), row["total_source"])
-        entries.append((device, frozenset(_normal(s) for s in (row["name"], row["key"], *row["aliases"]))))
+        entries.append((device, row["key"], frozenset(_normal(s) for s in (row["name"], row["key"], *row["aliases"]))))
     return tuple(entries)
 
 
 def _normal(name: str) -> str:
-    words = re.sub(r"[\s_]+", "-", name.strip().lower())
-    return re.sub(r"(^|-)(nvidia|geforce|tesla)(?=-|$)", "", words).strip("-")
+    """The name without its makers' words, and with sizes as bare numbers: ``a100-40`` for ``NVIDIA A100 40GB``."""
+    words = re.sub(r"(^|-)(nvidia|geforce|tesla)(?=-|$)", "", plain(name)).strip("-")
+    return re.sub(r"-(\d+)-?gi?b?(?=-|$)", r"-\1", words)

@@ -1,10 +1,12 @@
 """The models that fitplan ships configs for."""
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from fitplan.errors import ModelNotFound
+from fitplan.names import plain
 from fitplan.resources import read_json
 
 
@@ -25,13 +27,25 @@ class CatalogEntry:
     aliases: tuple[str, ...]
     parameters: int
 
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """Everything that it is called."""
+        return self.name, *self.aliases, *self.hub_ids
+
     def config(self) -> dict[str, Any]:
         """The model's ``config.json``."""
         return dict(read_json(f"models/{self.name}/config.json"))
 
     def published(self, spelling: str) -> str | None:
-        """The hub id that ``spelling`` is, else that of the model itself; ``None`` if it was never published."""
-        return next((one for one in self.hub_ids if one.lower() == spelling.lower()), next(iter(self.hub_ids), None))
+        """The hub id that ``spelling`` is, with its owner or without, else that of the model itself.
+
+        ``None`` if it was never published.
+        """
+        wanted = plain(spelling)
+        named = [one for one in self.hub_ids if plain(one) == wanted]
+        if wanted not in map(plain, (self.name, *self.aliases)):
+            named += [one for one in self.hub_ids if _without_owner(one) == wanted]
+        return next(iter((*named, *self.hub_ids)), None)
 
 
 @cache
@@ -50,19 +64,40 @@ def catalog() -> tuple[CatalogEntry, ...]:
 
 @cache
 def spellings() -> dict[str, CatalogEntry]:
-    """Every name, alias and hub id, in lower case."""
-    return {spelling.lower(): entry for entry in catalog() for spelling in (*entry.aliases, *entry.hub_ids, entry.name)}
+    """Every name, alias and hub id, :func:`plain`; and hub ids without their owner, where that names one model only."""
+    short: dict[str, list[CatalogEntry]] = {}
+    for entry in catalog():
+        for name in dict.fromkeys(map(_without_owner, entry.hub_ids)):
+            short.setdefault(name, []).append(entry)
+    unambiguous = {name: entries[0] for name, entries in short.items() if len(entries) == 1}
+    return unambiguous | {plain(spelling): entry for entry in catalog() for spelling in reversed(entry.spellings)}
+
+
+def _without_owner(hub_id: str) -> str:
+    return plain(hub_id.rpartition("/")[2])
+
+
+def family(text: str) -> tuple[str, ...]:
+    """The shipped models whose names go on where ``text`` ends, as ``qwen3-8b`` does after ``qwen3``; smallest first.
+
+    Each by the first of its names, aliases and hub ids that does so.
+    """
+    begun = re.compile(re.escape(plain(text)) + r"[^a-z0-9]")
+    by_size = sorted(catalog(), key=lambda entry: entry.parameters)
+    names = ((*map(plain, (entry.name, *entry.aliases)), *map(_without_owner, entry.hub_ids)) for entry in by_size)
+    first = (next(filter(begun.match, of_one), None) for of_one in names)
+    return tuple(filter(None, first))
 
 
 def find_entries(text: str) -> tuple[CatalogEntry, ...]:
-    """The shipped models with ``text`` in a name, alias or hub id, whatever its case.
+    """The shipped models with ``text`` in a name, alias or hub id, however it is spelled.
 
     Raises:
         ModelNotFound: there is none.
 
     """
-    wanted = text.lower()
-    found = tuple(e for e in catalog() if any(wanted in s.lower() for s in (e.name, *e.aliases, *e.hub_ids)))
+    wanted = plain(text)
+    found = tuple(entry for entry in catalog() if any(wanted in plain(one) for one in entry.spellings))
     if not found:
         raise ModelNotFound(f"no shipped model is named like {text!r}; fitplan models lists them all")
     return found

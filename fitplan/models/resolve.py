@@ -1,14 +1,15 @@
 """From what a person types to a model config: shipped, local folder or file, Hugging Face cache, hub."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from fitplan.errors import InputError, MissingDependency, ModelNotFound
-from fitplan.models.catalog import spellings
+from fitplan.models.catalog import family, spellings
+from fitplan.names import did_you_mean, plain
 
 MAX_CONFIG_BYTES = 2**20
 HUB_TIMEOUT_SECONDS = 5
@@ -62,8 +63,9 @@ class ModelConfig:
 def resolve_model(model: Any) -> ModelConfig:
     """The config of ``model``: an alias, hub id, folder, ``config.json``, or a transformers ``PretrainedConfig``.
 
-    Shipped configs come first, then the local Hugging Face cache, then the hub. Nothing is fetched unless the name has
-    the form of a hub id (``owner/name``), and never more than ``config.json``.
+    Shipped configs come first, then the local Hugging Face cache, then the hub. What is only another spelling of a
+    shipped model's name, or its hub id without the owner, gives way to a file or folder of that name. Nothing is
+    fetched unless the name has the form of a hub id (``owner/name``), and never more than ``config.json``.
 
     Raises:
         ModelNotFound: nothing is known under that name.
@@ -76,22 +78,38 @@ def resolve_model(model: Any) -> ModelConfig:
         return _checked(ModelConfig(known or model.model_type, "given", settings, known))
     if not isinstance(model, str | Path):
         raise InputError(f"a model is a name, a path or a PretrainedConfig, not {type(model).__name__}")
-    text = str(model)
-    shipped = spellings().get(text.lower())
-    if shipped is not None:
+    text = without_address(str(model))
+    path = _path(text)
+    shipped = spellings().get(plain(text))
+    if shipped is not None and (text.lower() in map(str.lower, shipped.spellings) or not _exists(path)):
         return ModelConfig(shipped.name, "shipped", shipped.config(), shipped.published(text))
     if not text.strip():
         raise ModelNotFound(
             "the model's name is empty; give an alias, a hub id (owner/name), a folder or a config.json"
         )
-    path = _path(text)
     if _exists(path) or text.endswith(".json") or text.startswith((".", "/", "~")):
         return _from_path(path)
     if text.count("/") == 1:
         return _from_hub(text)
-    near = get_close_matches(text.lower(), spellings(), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "give a hub id (owner/name), a folder or a config.json"
-    raise ModelNotFound(f"no model is known as {text!r}; {hint}")
+    raise ModelNotFound(f"no model is known as {text!r}; {_hint(text)}")
+
+
+def _hint(text: str) -> str:
+    members = family(text)
+    if len(members) > 1:
+        return f"which {text.strip()}? {', '.join(members)}"
+    return (
+        did_you_mean(plain(text), members or tuple(spellings()), 3)
+        or "give a hub id (owner/name), a folder or a config.json"
+    )
+
+
+def without_address(text: str) -> str:
+    """The hub id in the address of a model's page on the hub; any other text as it is."""
+    match = re.fullmatch(
+        r"\s*(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/\s?#]+/[^/\s?#]+)(?:[/?#].*)?\s*", text
+    )
+    return match[1] if match else text
 
 
 def _path(text: str) -> Path:

@@ -5,29 +5,44 @@ from rich.table import Table
 from rich.text import Text
 
 from fitplan.advice import AdviceReport, Proposal
+from fitplan.report.tables import print_table
 from fitplan.report.terminal import VERDICT_STYLES, describe, told_steps
 from fitplan.units import gib
+from fitplan.verdict import Fit
 
 
-def print_advice(report: AdviceReport, console: Console) -> None:
-    """Print what fits, what would make it fit, each lever alone, and the best settings."""
+def print_advice(report: AdviceReport, console: Console, *, by_default: bool = False) -> None:
+    """Print what fits, what would make it fit, each lever alone, and the best settings.
+
+    Args:
+        report: the advice.
+        console: where it is printed.
+        by_default: whether the method was not asked for.
+
+    """
     advice, gpu = report.advice, report.gpu
     asked = advice.asked
     console.print(Text.assemble((report.model.name, "bold"), f"  on {gpu.name}, {gib(gpu.usable_bytes)} usable"))
-    console.print(Text.assemble("as asked: ", f"{asked.setup.method}, {describe(asked.setup)}"))
+    method = f"{asked.setup.method}{' (the default)' if by_default else ''}"
+    console.print(f"as asked: {method}, {describe(asked.setup)}")
     console.print(_verdict(asked))
-    console.print()
     if advice.fix is None:
+        console.print()
         console.print("No change that is known here makes it fit.")
     elif advice.fix.steps:
+        console.print()
         freed = f", if {' and '.join(advice.let_go)} may change" if advice.let_go else ""
-        console.print(Text(f"The smallest change that makes it fit{freed}:", style="bold"))
+        fits = advice.fix.verdict.fit is Fit.FITS
+        heading = (
+            "The smallest change that makes it fit" if fits else "No known change makes it fit; what comes closest"
+        )
+        console.print(Text(f"{heading}{freed}:", style="bold"))
         for name, price in told_steps(advice.fix):
             console.print(f"  {name} (price: {price})")
         console.print(Text.assemble("  ", _verdict(advice.fix)))
     if advice.levers:
         console.print()
-        console.print(_levers(advice.levers))
+        print_table(_levers(advice.levers), console)
     if advice.best is not None:
         console.print()
         console.print(Text("The most of the model that this GPU can train, with the largest batch:", style="bold"))
@@ -45,13 +60,13 @@ def print_advice(report: AdviceReport, console: Console) -> None:
 def _levers(levers: tuple[Proposal, ...]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("each change alone")
-    table.add_column("saves", justify="right")
-    table.add_column("then")
-    table.add_column("price", style="dim", overflow="fold")
+    table.add_column("saves", justify="right", no_wrap=True)
+    table.add_column("then", no_wrap=True)
+    table.add_column("price", style="dim")
     for proposal in levers:
-        (step,) = proposal.steps
+        ((step, price),) = told_steps(proposal)
         name, style = VERDICT_STYLES[proposal.verdict.fit]
-        table.add_row(step.name, gib(proposal.saved_bytes), Text(name, style=style), step.price)
+        table.add_row(step, gib(proposal.saved_bytes), Text(name, style=style), price)
     return table
 
 

@@ -4,10 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def words(command: str, model: str, flags: Mapping[str, Any]) -> list[str]:
-    """What follows ``fitplan`` on the command line; ``flags`` by the names of the library's parameters."""
-    found = [command, model]
-    for name, value in flags.items():
+def words(command: str, model: str, settings: Mapping[str, Any]) -> list[str]:
+    """What follows ``fitplan`` on the command line; ``settings`` by the names of the library's parameters."""
+    return [command, model, *flags(settings)]
+
+
+def flags(settings: Mapping[str, Any]) -> list[str]:
+    """The flags that set the library's parameters: ``["--seq-len", "4096", "--no-kbit-prepare"]``."""
+    found = []
+    for name, value in settings.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             found.append(f"--{flag}" if value else f"--no-{flag}")

@@ -7,8 +7,9 @@ from rich.text import Text
 from fitplan.explanation import Explanation, Term
 from fitplan.fitmap import Cell, FitMap
 from fitplan.footprint.size import LENGTHS
+from fitplan.report.tables import print_table
 from fitplan.report.terminal import CATEGORY_NAMES, VERDICT_STYLES, describe, describe_recipe
-from fitplan.units import gib
+from fitplan.units import counted, gib
 
 MIN_SHARE = 0.001
 """Terms below this share of the peak are told together."""
@@ -27,11 +28,11 @@ def print_explanation(found: Explanation, console: Console) -> None:
     console.print(Text.assemble((found.model.name, "bold"), f"  {found.setup.method}, {describe(found.setup)}"))
     console.print(Text.assemble("peak ", (gib(peak), "bold"), f" allocated, in the {found.moment}, is the sum of"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
-    table.add_column("GiB", justify="right")
+    table.add_column("GiB", justify="right", no_wrap=True)
     table.add_column("what")
-    table.add_column("bytes", justify="right")
+    table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("times")
-    table.add_column("largest part", style="dim", no_wrap=True)
+    table.add_column("largest part", style="dim")
     shown = [term for term in found.terms if term.bytes >= MIN_SHARE * peak]
     for term in shown:
         table.add_row(
@@ -42,8 +43,9 @@ def print_explanation(found: Explanation, console: Console) -> None:
             short_owner(term.largest),
         )
     rest = peak - sum(term.bytes for term in shown)
-    table.add_row(f"{rest / 2**30:.2f}", f"{len(found.terms) - len(shown)} smaller terms, and rounding to 512 bytes")
-    console.print(table)
+    others = counted(len(found.terms) - len(shown), "smaller term")
+    table.add_row(f"{rest / 2**30:.2f}", f"{others}, and rounding to 512 bytes")
+    print_table(table, console)
     console.print()
     used = [name for name in found.values if any(name in term.lengths for term in shown)]
     if used:
@@ -65,10 +67,8 @@ def product(term: Term) -> str:
 
 
 def signed(size: int) -> str:
-    """Bytes with their sign; small ones in MiB."""
-    if abs(size) < 2**30 // 10:
-        return f"{size / 2**20:+.2f} MiB"
-    return f"{size / 2**30:+.2f} GiB"
+    """Bytes with their sign."""
+    return f"{'-' if size < 0 else '+'}{gib(abs(size))}"
 
 
 def print_map(found: FitMap, console: Console) -> None:
@@ -76,17 +76,17 @@ def print_map(found: FitMap, console: Console) -> None:
     console.print(Text.assemble((found.model.name, "bold"), f"  {found.setup.method}, {describe_recipe(found.setup)}"))
     console.print(f"GiB allocated at the peak, on {found.gpu.name} with {gib(found.gpu.usable_bytes)} usable")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    table.add_column("length", justify="right", style="bold")
+    table.add_column("length", justify="right", style="bold", no_wrap=True)
     for cell in found.cells[0]:
-        table.add_column(f"batch {cell.batch_size}", justify="right")
-    table.add_column("largest batch", justify="right", style="bold")
+        table.add_column(f"batch {cell.batch_size}", justify="right", no_wrap=True)
+    table.add_column("largest batch", justify="right", style="bold", no_wrap=True)
     for row in found.cells:
         length = row[0].seq_len
         table.add_row(f"{length:,}", *map(_cell, row), str(found.largest_batch[length] or "none"))
     longest = [f"{length:,}" if length else "none" for length in found.longest_seq.values()]
     table.add_row()
     table.add_row("longest", *longest, style="bold")
-    console.print(table)
+    print_table(table, console)
     console.print(
         Text.assemble(
             *[part for fit, (name, style) in VERDICT_STYLES.items() for part in ((_MARKS[fit], style), f" {name}  ")]

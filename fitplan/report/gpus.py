@@ -10,6 +10,7 @@ from rich.text import Text
 from fitplan.devices.detect import DetectedGpu, Machine, MigSlice, State, Target
 from fitplan.devices.device import Device
 from fitplan.devices.nvml import Process
+from fitplan.report.tables import print_table
 from fitplan.units import gib
 
 _STATES = {
@@ -28,10 +29,10 @@ def print_gpus(machine: Machine, known: tuple[Device, ...], console: Console) ->
         console.print(_line(machine.problem))
     else:
         console.print(_line(_versions(machine), style="dim"))
-        console.print(_here(machine))
+        print_table(_here(machine), console)
     console.print()
     console.print(Text("known by name", style="bold"))
-    console.print(_by_size(known))
+    print_table(_by_size(known), console)
 
 
 def _versions(machine: Machine) -> str:
@@ -44,7 +45,7 @@ def _versions(machine: Machine) -> str:
 def _here(machine: Machine) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("GPU", no_wrap=True)
-    table.add_column("name", overflow="fold")
+    table.add_column("name")
     for heading in ("total", "free", "used", "reserved"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")

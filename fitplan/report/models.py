@@ -1,15 +1,24 @@
 """The shipped models, for a person at a terminal and for programs."""
 
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fitplan.footprint.store import shipped_recipes
 from fitplan.models.catalog import CatalogEntry
+from fitplan.report.tables import print_table
+from fitplan.report.terminal import METHOD_NAMES
 from fitplan.units import count
 
 SCHEMA = "fitplan.models/1"
+
+_LEGEND = (
+    "full, LoRA, QLoRA: how many setups are answered without torch; --json tells each. "
+    "Any other takes a trace, which needs pip install 'fitplan[torch]'."
+)
 
 
 def models_document(found: tuple[CatalogEntry, ...]) -> dict[str, Any]:
@@ -30,13 +39,16 @@ def models_document(found: tuple[CatalogEntry, ...]) -> dict[str, Any]:
 
 
 def print_models(found: tuple[CatalogEntry, ...], console: Console) -> None:
-    """Print the models with the number of setups that are answered without torch."""
+    """Print the models, with how many setups of each method are answered without torch."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("model", no_wrap=True)
-    table.add_column("parameters", justify="right")
-    table.add_column("setups", justify="right")
-    table.add_column("also known as", overflow="fold", style="dim")
+    table.add_column("parameters", justify="right", no_wrap=True)
+    for name in METHOD_NAMES.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("also known as", style="dim")
     for entry in found:
-        names = ", ".join((*entry.aliases, *entry.hub_ids))
-        table.add_row(entry.name, count(entry.parameters), str(len(shipped_recipes(entry.name)) or "none"), names)
-    console.print(table)
+        shipped = Counter(recipe["method"] for recipe in shipped_recipes(entry.name))
+        setups = [str(shipped[method] or "-") for method in METHOD_NAMES]
+        table.add_row(entry.name, count(entry.parameters), *setups, ", ".join((*entry.aliases, *entry.hub_ids)))
+    print_table(table, console)
+    console.print(Text(_LEGEND, style="dim"))

@@ -1,6 +1,7 @@
 """The report for a person at a terminal."""
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -11,6 +12,7 @@ from fitplan.advice import Proposal
 from fitplan.audit import ParameterGroup, unquantised_share
 from fitplan.devices.device import Device
 from fitplan.plan import CheckReport, Plan
+from fitplan.report.command import flags
 from fitplan.setup import ALL_LINEAR, Method, MixedPrecision, TrainingSetup
 from fitplan.setup import Padding as RowPadding
 from fitplan.trace.events import Category
@@ -44,6 +46,8 @@ VERDICT_STYLES = {
     Fit.DOES_NOT_FIT: ("does not fit", "bold red"),
 }
 _MARKS = "█▓▒░▞▚▖▘▤▥▪"
+LIKE = dict(zip(f"{_MARKS}·│±", (*"#@%:/\\<>=+o", ".", "|", "+-"), strict=True))
+"""What stands for a mark where the output cannot show it."""
 BAR_WIDTH = 50
 LOUD_SHARE = 0.5
 """Above this share of parameters left unquantised, quantisation is not what it seems."""
@@ -92,14 +96,11 @@ def _evidence(record: Record) -> Text:
 
 
 def told_steps(proposal: Proposal) -> list[tuple[str, str]]:
-    """What is done, with the settings that come of it, and its price; a lever that is pulled twice is told once."""
+    """What is done, with the flags that do it, and its price; a lever that is pulled twice is told once."""
     told: dict[str, tuple[str, dict[str, object]]] = {}
     for step in proposal.steps:
         told.setdefault(step.name, (step.price, {}))[1].update(step.changes)
-    return [
-        (f"{name}: {', '.join(f'{setting} {value}' for setting, value in changes.items())}", price)
-        for name, (price, changes) in told.items()
-    ]
+    return [(f"{name}: {shlex.join(flags(changes))}", price) for name, (price, changes) in told.items()]
 
 
 def headline(plan: Plan) -> Text:
@@ -172,13 +173,11 @@ def _bar(plan: Plan, gpu: Device | None) -> Text:
     """The breakdown as a bar; of the device where there is one, else of the peak."""
     used = plan.memory.bytes
     full = max(used, gpu.usable_bytes) if gpu is not None else used
-    bar, drawn, reached = Text(), 0, 0
+    drawn = max(1, round(used / full * BAR_WIDTH))
     parts = [*((_COLOURS[category], size) for category, size in plan.estimate.breakdown.items())]
     parts += [("white", size) for size in beside(plan.memory).values()]
-    for mark, (colour, size) in zip(_MARKS, parts, strict=True):
-        reached += size
-        width = round(reached / full * BAR_WIDTH) - drawn
-        drawn += width
+    bar = Text()
+    for mark, (colour, _), width in zip(_MARKS, parts, shared([size for _, size in parts], drawn), strict=True):
         bar.append(mark * width, style=colour)
     bar.append("·" * (BAR_WIDTH - drawn), style="dim")
     if gpu is not None and used > gpu.usable_bytes:
@@ -186,6 +185,17 @@ def _bar(plan: Plan, gpu: Device | None) -> Text:
         bar = Text.assemble(bar[:edge], ("│", "bold red"), bar[edge:])
         bar.append(f"  │ ends at {gib(gpu.usable_bytes)}", style="red")
     return bar
+
+
+def shared(sizes: Sequence[int], cells: int) -> list[int]:
+    """So many of ``cells`` for each size: whole ones first, the rest for the largest remainders.
+
+    So the largest size has one if any has.
+    """
+    whole, remainders = zip(*(divmod(cells * size, sum(sizes)) for size in sizes), strict=True)
+    by_remainder = sorted(range(len(sizes)), key=lambda place: -remainders[place])
+    more = by_remainder[: cells - sum(whole)]
+    return [width + (place in more) for place, width in enumerate(whole)]
 
 
 def _breakdown(plan: Plan) -> Table:

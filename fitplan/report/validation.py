@@ -7,8 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fitplan.report.dossier import Series
+from fitplan.report.tables import print_table
 from fitplan.report.terminal import describe
-from fitplan.units import MIB, gib
+from fitplan.units import MIB, counted, gib
 from fitplan.validation.calibration import Calibration
 from fitplan.validation.comparison import Difference, PhasePair, Quantity
 from fitplan.validation.depths import DepthReport
@@ -27,9 +28,9 @@ def print_validation(report: ValidationReport, console: Console) -> None:
     console.print(f"{report.setup.method}, {describe(report.setup)}", style="dim")
     console.print()
     if report.quantities:
-        console.print(_quantities(report))
+        print_table(_quantities(report), console)
         console.print()
-    console.print(_phases(report.phases))
+    print_table(_phases(report.phases), console)
     if measurement.out_of_memory is not None:
         console.print()
         console.print(Text(told_end(measurement.out_of_memory), style="bold"))
@@ -51,7 +52,7 @@ def print_depths(report: DepthReport, console: Console) -> None:
         console.print()
     few, many, full = report.layers
     console.print(
-        f"{report.model.name}, all {full} layers, from {few} and {many}: "
+        f"{report.model.name}, all {counted(full, 'layer')}, from {few} and {many}: "
         f"predicted {gib(report.predicted)}, expected {gib(report.expected)} ± {gib(report.spread)} "
         f"({report.error:+.2f} %)"
     )
@@ -68,12 +69,12 @@ def print_calibration(found: Calibration, console: Console) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("scratch memory")
     for name in ("assumed", "measured"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for one in found.kernels:
         told = "" if one.predicted == one.measured else f"{one.measured - one.predicted:+,} bytes"
         table.add_row(one.name, gib(one.predicted), gib(one.measured), told)
-    console.print(table)
+    print_table(table, console)
     for name, why in found.skipped.items():
         console.print(f"{name}: not on this GPU ({why})", style="dim", highlight=False)
 
@@ -100,7 +101,7 @@ def _quantities(report: ValidationReport) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("")
     for name in ("predicted", "measured", "difference", "error"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for one in report.quantities:
         table.add_row(one.title, *told_sizes(one))
     return table
@@ -118,7 +119,7 @@ def _phases(pairs: tuple[PhasePair, ...]) -> Table:
     for name in ("step", "phase"):
         table.add_column(name)
     for name in ("predicted", "measured"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("█ measured  │ predicted", no_wrap=True)
     rows = [(pair, *pair.sizes) for pair in pairs]
     most = max((size for _, *sizes in rows for size in sizes if size), default=1)

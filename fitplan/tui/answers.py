@@ -13,7 +13,8 @@ from fitplan.fitmap import FitMap
 from fitplan.footprint.recipe import shape_of
 from fitplan.memory import MemoryEstimate
 from fitplan.models.catalog import spellings
-from fitplan.models.resolve import ModelConfig, resolve_model
+from fitplan.models.resolve import ModelConfig, resolve_model, without_address
+from fitplan.names import plain
 from fitplan.plan import CheckReport
 from fitplan.report.terminal import told_steps
 from fitplan.setup import TrainingSetup
@@ -166,8 +167,9 @@ class Answers:
 
 def means_the_hub(name: str) -> bool:
     """Whether ``name`` can only be an id of the hub: no shipped model, no path."""
+    name = without_address(name)
     is_path = name.startswith((".", "/", "~")) or name.endswith(".json")
-    if name.lower() in spellings() or name.count("/") != 1 or is_path:
+    if plain(name) in spellings() or name.count("/") != 1 or is_path:
         return False
     try:
         return not Path(name).exists()

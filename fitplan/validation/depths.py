@@ -9,6 +9,7 @@ from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 from fitplan.trace.depth import DEPTH_FIELDS
 from fitplan.tracer import Progress
+from fitplan.units import counted
 from fitplan.validation.report import ValidationReport
 from fitplan.validation.runner import Options, Target, Watch, forecast, validate_job
 
@@ -39,7 +40,7 @@ def shortened(model: ModelConfig, layers: int) -> ModelConfig:
         if isinstance(value, list) and len(value) == full and full > 1
     }
     settings = {**model.settings, **dict.fromkeys(named, layers), **lists}
-    return replace(model, name=f"{model.name}, {layers} layers", source="given", settings=settings)
+    return replace(model, name=f"{model.name}, {counted(layers, 'layer')}", source="given", settings=settings)
 
 
 @dataclass(frozen=True)

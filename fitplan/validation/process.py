@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 from fitplan.errors import ValidationFailed
+from fitplan.units import counted
 from fitplan.validation.job import Job, Measurement, OutOfMemory, PhaseMemory
 
 Watch = Callable[[PhaseMemory], None]
@@ -124,7 +125,9 @@ class Child:
         """Why it says no more."""
         code, where = self._process.wait(), self._where()
         if self._late.is_set():
-            return f"the run was ended {where}: {self._timeout:g} seconds had passed; give it more with timeout"
+            return (
+                f"the run was ended {where}: {counted(self._timeout, 'second')} had passed; give it more with timeout"
+            )
         if code < 0:
             hint = "; the machine may be out of memory" if -code == signal.SIGKILL else ""
             return f"the run was killed by {signal.Signals(-code).name} {where}{hint}"

@@ -105,8 +105,11 @@ def test_only_what_makes_a_difference_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hub"),
-    [("llama-8b", False), ("Qwen/Qwen2.5-7B", False), ("owner/name", True), ("./a/b", False), ("~/a", False)],
-)
+    [
+        ("llama-8b", False), ("Qwen/Qwen2.5-7B", False), ("owner/name", True), ("./a/b", False), ("~/a", False),
+        ("https://huggingface.co/owner/name", True), ("google/t5-v1_1-base", False),
+    ],
+)  # fmt: skip
 def test_only_ids_of_the_hub_wait_for_the_network(name: str, hub: bool) -> None:
     assert means_the_hub(name) is hub
 
