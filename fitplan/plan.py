@@ -10,6 +10,7 @@ from fitplan.devices.device import Device
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TENSOR_CORES_FOR_BFLOAT16, Dtype, Method, MixedPrecision, TrainingSetup
+from fitplan.units import gib
 from fitplan.validation.records import Record
 from fitplan.verdict import DeviceMemory, Verdict
 
@@ -94,11 +95,9 @@ class CheckReport:
         stored = self.model.settings.get("quantization_config")
         how = stored.get("quant_method", "in its own way") if isinstance(stored, Mapping) else None
         notes = [f"the checkpoint is quantised ({how}); the answer is for its weights unquantised"] if how else []
-        if "vision_config" in self.model.settings or "audio_config" in self.model.settings:
+        if self.model.is_part:
             notes.append("this model reads more than text; the answer is for its text model alone")
-        slow = {str(plan.setup.method) for plan in self.plans if _has_bfloat16(plan.setup)}
-        if slow and self.gpu is not None and self.gpu.capability < TENSOR_CORES_FOR_BFLOAT16:
-            notes.append(f"{self.gpu.name} does not multiply bfloat16, which is emulated there; float16 is faster")
+        notes += _notes_on_gpu(self.gpu, self.plans) if self.gpu is not None else []
         moved = sorted(
             f"{name} {plan.versions[name]} (here {self.installed[name]})"
             for plan in self.plans[:1]
@@ -112,6 +111,16 @@ class CheckReport:
     def to_dict(self) -> dict[str, Any]:
         """The ``fitplan.check/1`` document. Keys are added, never renamed; sizes are bytes."""
         return _document(self)
+
+
+def _notes_on_gpu(gpu: Device, plans: tuple[Plan, ...]) -> list[str]:
+    notes = []
+    if not gpu.is_usable_known:
+        kept = gib(gpu.total_bytes - gpu.usable_bytes)
+        notes.append(f"how much the driver keeps of {gpu.name} is not known; {kept} are taken, as on its like")
+    if gpu.capability < TENSOR_CORES_FOR_BFLOAT16 and any(_has_bfloat16(plan.setup) for plan in plans):
+        notes.append(f"{gpu.name} does not multiply bfloat16, which is emulated there; float16 is faster")
+    return notes
 
 
 def _has_bfloat16(setup: TrainingSetup) -> bool:

@@ -5,7 +5,9 @@ from dataclasses import replace
 from families import FAMILIES
 
 import fitplan
-from fitplan.models.resolve import ModelConfig
+from fitplan.devices.device import find_device
+from fitplan.models.resolve import ModelConfig, resolve_model
+from fitplan.units import MIB
 
 
 def test_a_gpu_without_bfloat16_is_given_float16() -> None:
@@ -27,3 +29,13 @@ def test_a_model_that_sees_is_answered_for_its_text() -> None:
     plain = fitplan.check("llama-3.2-1b", method="lora")
     assert any("more than text" in note for note in replace(plain, model=model).warnings)
     assert not any("more than text" in note for note in plain.warnings)
+    shipped = resolve_model("google/gemma-3-4b-it")
+    assert any("more than text" in note for note in replace(plain, model=shipped).warnings)
+
+
+def test_what_the_driver_keeps_is_not_promised() -> None:
+    """RTX A4000, capability 8.6: of such GPUs the driver keeps most of an A40, 46068 - 45416 MiB."""
+    gpu = find_device("a4000")
+    assert gpu.total_bytes - gpu.usable_bytes == 652 * MIB
+    assert any("652.0 MiB" in note for note in fitplan.check("llama-3.2-1b", method="lora", gpu="a4000").warnings)
+    assert fitplan.check("llama-3.2-1b", method="lora", gpu="4090").warnings == ()

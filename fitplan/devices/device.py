@@ -19,7 +19,7 @@ class Device:
     Attributes:
         name: as people know it.
         total_bytes: what the driver reports.
-        usable_bytes: what a CUDA process can have; the total where no figure is known.
+        usable_bytes: what a CUDA process can have.
         capability: CUDA compute capability; decides which kernels run.
         source: where the memory figure was read.
 
@@ -32,6 +32,8 @@ class Device:
     source: str
     is_here: bool = False
     """Whether it is a GPU of this machine, and usable what is free on it now."""
+    is_usable_known: bool = True
+    """Whether ``usable_bytes`` was read on such a GPU."""
 
 
 DEFAULT_CAPABILITY = (8, 0)
@@ -96,15 +98,35 @@ def device_of_size(total_bytes: int) -> Device:
 
 @cache
 def _entries() -> tuple[tuple[Device, str, frozenset[str]], ...]:
-    """Each GPU with its short name, and all spellings of its names."""
+    """Each GPU with its short name, and all spellings of its names.
+
+    Where it is not known how much of a GPU a process can have, the driver is taken to keep what it keeps at most on a
+    GPU of the same compute capability, or on any where there is none: an answer must not promise what may not be there.
+    """
+    rows = read_json("gpus/gpus.json")
+    kept: dict[str, int] = {}
+    for row in rows:
+        if row.get("usable_mib"):
+            for kind in (row["compute_capability"], _ANY):
+                kept[kind] = max(kept.get(kind, 0), row["total_mib"] - row["usable_mib"])
     entries = []
-    for row in read_json("gpus/gpus.json"):
+    for row in rows:
         major, minor = row["compute_capability"].split(".")
-        total = row["total_mib"] * MIB
-        usable = row["usable_mib"] * MIB if row.get("usable_mib") else total
-        device = Device(row["name"], total, usable, (int(major), int(minor)), row["total_source"])
+        known = row.get("usable_mib")
+        usable = known or row["total_mib"] - kept.get(row["compute_capability"], kept[_ANY])
+        device = Device(
+            row["name"],
+            row["total_mib"] * MIB,
+            usable * MIB,
+            (int(major), int(minor)),
+            row["total_source"],
+            is_usable_known=bool(known),
+        )
         entries.append((device, row["key"], frozenset(_normal(s) for s in (row["name"], row["key"], *row["aliases"]))))
     return tuple(entries)
+
+
+_ANY = "any"
 
 
 def _normal(name: str) -> str:

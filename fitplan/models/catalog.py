@@ -19,6 +19,7 @@ class CatalogEntry:
         hub_ids: Hugging Face ids with these very dimensions; the first is the model itself.
         aliases: short names.
         parameters: exact count, tied weights once.
+        is_text_of_more: whether it was published as a part of a model that reads more than text.
 
     """
 
@@ -26,6 +27,7 @@ class CatalogEntry:
     hub_ids: tuple[str, ...]
     aliases: tuple[str, ...]
     parameters: int
+    is_text_of_more: bool
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -57,6 +59,7 @@ def catalog() -> tuple[CatalogEntry, ...]:
             tuple(hub_id for hub_id in (row.get("hub_id"), *row.get("also", ())) if hub_id),
             tuple(row["aliases"]),
             row["parameters"],
+            row.get("text_of_more", False),
         )
         for row in read_json("models/catalog.json")
     )

@@ -24,6 +24,7 @@ class ModelConfig:
         source: where it came from: ``"shipped"``, ``"file"``, ``"cache"``, ``"hub"`` or ``"given"``.
         settings: the content of ``config.json``.
         pretrained: what ``from_pretrained`` takes for its weights, a hub id or a folder; ``None`` where none is known.
+        is_text_of_more: whether it was published as a part of a model that reads more than text.
 
     """
 
@@ -31,6 +32,12 @@ class ModelConfig:
     source: str
     settings: Mapping[str, Any]
     pretrained: str | None = None
+    is_text_of_more: bool = False
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is, or holds, the text part of a model that reads more."""
+        return self.is_text_of_more or bool({"vision_config", "audio_config"} & self.settings.keys())
 
     @property
     def architecture(self) -> str:
@@ -82,7 +89,7 @@ def resolve_model(model: Any) -> ModelConfig:
     path = _path(text)
     shipped = spellings().get(plain(text))
     if shipped is not None and (text.lower() in map(str.lower, shipped.spellings) or not _exists(path)):
-        return ModelConfig(shipped.name, "shipped", shipped.config(), shipped.published(text))
+        return ModelConfig(shipped.name, "shipped", shipped.config(), shipped.published(text), shipped.is_text_of_more)
     if not text.strip():
         raise ModelNotFound(
             "the model's name is empty; give an alias, a hub id (owner/name), a folder or a config.json"
