@@ -162,13 +162,6 @@ LEVERS = (
         _unless("double_quant", True),
     ),
     Lever(
-        "Liger kernels",
-        2,
-        "one more package: pip install liger-kernel",
-        "the loss is computed in pieces, and the logits of all tokens are never there",
-        _unless("use_liger_kernel", True),
-    ),
-    Lever(
         "smaller batch, accumulated",
         3,
         "slower: the same effective batch in smaller pieces",
@@ -181,6 +174,13 @@ LEVERS = (
         "about a third more computation: each layer's forward is run twice",
         "only the inputs of layers are kept until backward",
         _unless("gradient_checkpointing", True),
+    ),
+    Lever(
+        "Liger kernels",
+        4,
+        "one more package: pip install liger-kernel",
+        "the loss is computed in pieces, and the logits of all tokens are never there",
+        _unless("use_liger_kernel", True),
     ),
     Lever(
         "8-bit AdamW",
