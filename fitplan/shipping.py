@@ -60,6 +60,7 @@ def common_setups(capability: tuple[int, int]) -> Iterator[TrainingSetup]:
     yield setup(Method.FULL, use_liger_kernel=True)
     yield setup(Method.LORA, use_liger_kernel=True)
     yield setup(Method.QLORA, use_liger_kernel=True, kbit_prepare=False)
+    yield setup(Method.QLORA, use_liger_kernel=True)
 
 
 def ship(

@@ -1,7 +1,8 @@
 """Liger Kernel on meta tensors: its own Python runs, its Triton kernels do nothing.
 
 A Triton kernel allocates nothing: what a step of Liger takes is allocated by the Python around its kernels, and that is
-traced as it is. Two things are put right inside :func:`liger_on_meta`. Liger asks for the name of a tensor's device and
+traced as it is, but for the pieces of the loss after the second, which are like it. Two things are put right inside
+:func:`liger_on_meta`. Liger asks for the name of a tensor's device and
 chooses its code by it; there a meta tensor says ``cuda``. (The backward of a norm whose weight is
 trained takes a float32 row for each multiprocessor.) And it exchanges functions and classes of transformers'
 modules for good; they are put back.
@@ -22,6 +23,10 @@ from fitplan.trace.kernels import Gpu
 _LOSS = "fused_linear_cross_entropy_forward"
 _ASKS_FOR_THE_DEVICE = ("_can_use_mm_out", _LOSS, "rms_norm_backward", "layer_norm_backward")
 """Functions of ``liger_kernel.ops`` that do one thing on CUDA and another elsewhere."""
+
+
+PIECES = 2
+"""Most of the pieces of a loss that a trace holds."""
 
 
 class _NamedCuda(str):
@@ -57,7 +62,7 @@ class _Patches:
         self._before: list[tuple[Any, str, Any]] = []
 
     def put(self, holder: Any, name: str, value: Any) -> None:
-        self._before.append((holder, name, holder.__dict__[name]))
+        self._before.append((holder, name, holder.__dict__.get(name, _ABSENT)))
         setattr(holder, name, value)
 
     def watch(self, module: ModuleType) -> None:
@@ -69,8 +74,13 @@ class _Patches:
 
     def undo(self) -> None:
         for holder, name, value in reversed(self._before):
-            if holder.__dict__.get(name) is not value:
+            if value is _ABSENT:
+                delattr(holder, name)
+            elif holder.__dict__.get(name) is not value:
                 setattr(holder, name, value)
+
+
+_ABSENT = object()
 
 
 @contextmanager
@@ -94,6 +104,8 @@ def liger_on_meta(gpu: Gpu, enter_loss: Callable[[], None] = lambda: None) -> It
     )
     loaded = [m for name, m in list(sys.modules.items()) if name.startswith("liger_kernel.ops.") and m is not None]
     for module in loaded:
+        if _LOSS in vars(module):
+            patches.put(module, "range", lambda pieces: range(min(pieces, PIECES)))
         for name in _ASKS_FOR_THE_DEVICE:
             if name in vars(module):
                 before = enter_loss if name == _LOSS else lambda: None

@@ -223,7 +223,8 @@ def validate_forecast(
             events=events if options.history and options.runner is Runner.STEP else None,
         )
         measurement = _measured(job, target, folder, options, progress, watch)
-        births = list(measured_births(events)) if job.events and accumulation <= MICRO_BATCHES else []
+        all_traced = accumulation <= MICRO_BATCHES and not said.setup.use_liger_kernel
+        births = list(measured_births(events)) if job.events and all_traced else []
     known, births = (
         comparable(found, all_in_first=accumulation == 1, on_cpu=target.gpu is None, ended_in=measurement.out_of_memory)
         for found in (predicted_births(said.trace) if births else (), births)
