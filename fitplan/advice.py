@@ -291,17 +291,18 @@ class Advisor:
         return None
 
     def _leanest(self) -> TrainingSetup:
-        """The setup with every lever pulled as far as it is known: if that does not fit, nothing between does."""
-        setup, unknown = self._asked, set[str]()
-        while (
-            further := next(((s.name, c) for s, c in self._steps(setup) if s.name not in unknown), None)
-        ) is not None:
-            name, changed = further
-            if self._evaluate(changed) is None:
-                unknown.add(name)
-            else:
-                setup, unknown = changed, set()
+        """The setup with every lever pulled as far as it is known: if that does not fit, nothing between does.
+
+        What changes most goes first: a kernel may be known for the method that is come to, and not for the asked one.
+        """
+        setup = self._asked
+        while (further := self._leaner(setup)) is not None:
+            setup = further
         return setup
+
+    def _leaner(self, setup: TrainingSetup) -> TrainingSetup | None:
+        steps = reversed([changed for _, changed in self._steps(setup)])
+        return next((changed for changed in steps if self._evaluate(changed) is not None), None)
 
     def best_settings(self) -> Proposal | None:
         """The method that changes most of the model, with what it takes to fit, then the largest batch."""
