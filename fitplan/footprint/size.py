@@ -121,7 +121,7 @@ def _products() -> list[Lengths]:
 
 def _intricacy(lengths: Lengths) -> tuple[int, int]:
     """How much a product supposes: its factors, and those that are not plain."""
-    return len(lengths), sum(name not in "bsrg" for name in lengths)
+    return len(lengths), sum(name not in "bsrgk" for name in lengths)
 
 
 _PRODUCTS = sorted(_products(), key=_intricacy)
