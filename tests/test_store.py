@@ -199,8 +199,8 @@ def test_what_does_not_ship_is_named(
 
 def test_other_versions_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = installed_versions() | {"transformers": "9.9.9"}
-    monkeypatch.setattr(api, "installed_versions", lambda: installed)
-    monkeypatch.setattr(estimator, "installed_versions", lambda: installed)
+    monkeypatch.setattr(api, "installed_versions", lambda _: installed)
+    monkeypatch.setattr(estimator, "installed_versions", lambda _: installed)
     report: CheckReport = api.check("llama-3.2-1b", method="lora")
     (warning,) = report.warnings
     assert "transformers" in warning and "9.9.9" in warning and "--trace" in warning  # noqa: PT018

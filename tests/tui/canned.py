@@ -103,7 +103,7 @@ class Canned(Answers):
                 levers.append(_proposal((Step(name, price, "", changes),), plan.setup.with_(**changes), plan.estimate))
         asked = _proposal((), plan.setup, plan.estimate)
         fix = asked if asked.verdict.fit is Fit.FITS else next((p for p in levers if p.verdict.fit is Fit.FITS), None)
-        return Advice(asked, fix, (), tuple(levers), None, Device("Canned 48GB", 48 * GIB, 48 * GIB, (8, 9), ""))
+        return Advice(asked, fix, (), tuple(levers), (), None, Device("Canned 48GB", 48 * GIB, 48 * GIB, (8, 9), ""))
 
     def fit_map(self, question: Question) -> FitMap | None:
         report = self.report(question)
