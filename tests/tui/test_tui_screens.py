@@ -75,6 +75,7 @@ def no_children(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(60)
 
     monkeypatch.setattr(plan_module, "ask", ask)
+    monkeypatch.setattr(plan_module, "TELL_EVERY", 3600.0)
     monkeypatch.setattr(validate_module, "monotonic", lambda: 0.0)
 
 

@@ -43,6 +43,9 @@ from fitplan.validation.records import plain_name
 PAUSE = 0.12
 """Seconds without another key after which what is costly is looked up."""
 
+TELL_EVERY = 1.0
+"""Seconds between two words on how far a child is."""
+
 ALL_AT_ONCE, VERY_WIDE = (110, 36), 165
 """Columns and lines from which all panels are shown; columns from which they stand in three columns."""
 
@@ -176,7 +179,7 @@ class PlanScreen(Screen[None]):
         """Ask another process, and tell every second how far it is; what it finds it keeps where the app looks."""
         began = monotonic()
         latest = ["starting"]
-        timer = self.set_interval(1, lambda: tell(f"{latest[-1]} ({monotonic() - began:.0f} s)"))
+        timer = self.set_interval(TELL_EVERY, lambda: tell(f"{latest[-1]} ({monotonic() - began:.0f} s)"))
         try:
             await ask(arguments(view.question, view.model, command), latest.append)
         finally:
