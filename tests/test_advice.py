@@ -142,12 +142,12 @@ def test_proposals_are_what_check_says_of_them(model: str, gpu: str, settings: d
 
 
 def test_what_is_fixed_is_kept_and_letting_go_is_told() -> None:
-    report = fitplan.advise("llama-8b", gpu="4090", batch_size=8, seq_len=4096)
+    report = fitplan.advise("llama-8b", gpu="4090", batch_size=32, seq_len=4096)
     assert report.advice.let_go == ("batch_size",)
     assert report.advice.fix is not None
     assert report.advice.fix.setup.seq_len == 4096
-    assert report.advice.fix.setup.batch_size * report.advice.fix.setup.gradient_accumulation_steps == 8
-    assert all(lever.setup.batch_size == 8 for lever in report.advice.levers)
+    assert report.advice.fix.setup.batch_size * report.advice.fix.setup.gradient_accumulation_steps == 32
+    assert all(lever.setup.batch_size == 32 for lever in report.advice.levers)
 
 
 def test_the_best_settings_train_most_of_the_model() -> None:
@@ -175,9 +175,9 @@ def test_check_ends_with_a_fix(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_steps_are_told_as_the_flags_that_take_them(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["advise", "llama-8b", "--gpu", "4090", "--batch-size", "8", "--seq-len", "4096"])
+    main(["advise", "llama-8b", "--gpu", "4090", "--batch-size", "32", "--seq-len", "4096"])
     text = capsys.readouterr().out
-    assert "  smaller batch, accumulated: --batch-size 1 --gradient-accumulation-steps 8 (price:" in text
+    assert "  smaller batch, accumulated: --batch-size 1 --gradient-accumulation-steps 32 (price:" in text
     assert "expandable segments: --expandable-segments  " in text
     assert "no k-bit preparation: --no-kbit-prepare" in text
     main(["check", "llama-8b", "--gpu", "4090", "--method", "lora", "--no-gradient-checkpointing"])

@@ -221,8 +221,8 @@ def test_a_hub_id_without_its_owner_names_no_model_at_random(monkeypatch: pytest
     from fitplan.models import catalog
 
     entries = [
-        catalog.CatalogEntry("one", ("a/same", "a/Own"), ("short",), 1),
-        catalog.CatalogEntry("two", ("b/Same", "b/short"), (), 2),
+        catalog.CatalogEntry("one", ("a/same", "a/Own"), ("short",), 1, False),
+        catalog.CatalogEntry("two", ("b/Same", "b/short"), (), 2, False),
     ]
     monkeypatch.setattr(catalog, "catalog", lambda: entries)
     known = catalog.spellings.__wrapped__()
@@ -394,7 +394,7 @@ def test_a_slip_gets_a_hint(typed: list[str], hint: str, capsys: pytest.CaptureF
 def test_models_says_which_setups_ship(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "llama-3.1-"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"^llama-3.1-8b +8.03 B +5 +4 +5 ", text, flags=re.MULTILINE)
+    assert re.search(r"^llama-3.1-8b +8.03 B +6 +5 +7 ", text, flags=re.MULTILINE)
     assert "pip install 'fitplan[torch]'" in text
 
 

@@ -154,9 +154,8 @@ def test_many_batch_sizes_at_once(seq_len: int) -> None:
 
 
 WAITING = {
-    "deberta-v2-xxlarge", "deberta-v3-base", "deberta-v3-large", "flan-t5-large", "flan-t5-small", "flan-t5-xl",
-    "flan-t5-xxl", "gemma-3-12b", "gemma-3-1b", "gemma-3-27b", "gemma-3-4b", "gpt-oss-20b", "gpt3-175b",
-    "granite-3.0-3b-a800m", "llama-3.1-405b", "qwen3-30b-a3b", "t5-11b", "t5-3b", "t5-large", "t5-small",
+    "deberta-v2-xxlarge", "deberta-v3-base", "flan-t5-large", "flan-t5-small", "flan-t5-xxl", "gemma-3-12b",
+    "gemma-3-27b", "gpt3-175b", "t5-3b", "t5-large",
 }  # fmt: skip
 """Models whose steps take longest to trace; they are answered by a trace until their footprints are made."""
 
@@ -231,7 +230,7 @@ def test_lengths() -> None:
     values = lengths_of(Shape(3, 1030, 7, 4), H100)
     assert values == {
         "b": 3, "s": 1030, "r": 7, "g": 4, "s-1": 1029, "s+1": 1031, "s8": 1032, "s16": 1040, "s32": 1056, "s64": 1088,
-        "s128": 1152, "n": 3090, "n10": 309, "q": 1030**2, "q10": 106_090, "w": 2**25,
+        "s128": 1152, "n": 3090, "n10": 309, "q": 1030**2, "q10": 106_090, "k": 0, "w": 2**25,
     }  # fmt: skip
     assert lengths_of(Shape(3, 1024), A100)["n"] == 0
     assert lengths_of(Shape(3, 1025), A100)["n"] == 3075
