@@ -562,7 +562,7 @@ FULL, LORA, QLORA = (("--method", method) for method in ("full", "lora", "qlora"
         (("--attn", "flash_attention_2", "--dtype", "float32", "--mixed-precision", "no"), "flash_attention_2"),
         (("--attn", "flash_attention_2", "--gpu", "t4"), "compute capability 8.0"),
         ((*LORA, "--target-modules", "q_proj,v_porj"), "did you mean v_proj"),
-        ((*LORA, "--target-modules", "q_proj,qkv"), "qkv is in no layer"),
+        ((*LORA, "--target-modules", "q_proj,vproj"), "did you mean v_proj"),
         (("--num-labels", "2", "--task", "causal-lm"), "num_labels"),
         (("--num-labels", "2", "--task", "masked-lm"), "num_labels"),
     ],
@@ -570,6 +570,11 @@ FULL, LORA, QLORA = (("--method", method) for method in ("full", "lora", "qlora"
 )
 def test_contradicting_settings(cli: Cli, argv: tuple[str, ...], named: str, as_json: tuple[str, ...]) -> None:
     assert named in cli.refuses("check", cli.config(LLAMA), *argv, *as_json)
+
+
+def test_a_list_of_modules_for_several_families(cli: Cli) -> None:
+    """As peft, which takes what is there."""
+    cli.answers("check", cli.config(LLAMA), *LORA, "--target-modules", "q_proj,v_proj,c_attn,c_proj,query_key_value")
 
 
 @pytest.mark.parametrize("first", ["fitplan.Plan", "fitplan.check", "fitplan.estimate", "fitplan.MemoryMoment"])
