@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fitplan.cuda import AMPERE
 from fitplan.devices.device import Device
 from fitplan.errors import InputError
 from fitplan.memory import MemoryEstimate
@@ -387,7 +388,7 @@ def smallest_device(estimate: MemoryEstimate, devices: tuple[Device, ...]) -> De
 
     Prices are not known here: memory stands for them.
     """
-    able = (d for d in devices if d.capability >= (8, 0) and judge(estimate, d).fit is Fit.FITS)
+    able = (d for d in devices if d.capability >= AMPERE and judge(estimate, d).fit is Fit.FITS)
     return min(able, key=lambda device: (device.usable_bytes, device.name), default=None)
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from fitplan.advice import AdviceReport, Advisor, advise_on
+from fitplan.cuda import AMPERE
 from fitplan.devices.context import context_on
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError, MissingDependency, ModelNotSupported, SetupConflict
@@ -316,7 +317,7 @@ def _setups(
 
 def _check_gpu(setup: TrainingSetup, device: Device | None) -> None:
     """FlashAttention-2 supports Ampere GPUs and newer (its README, "NVIDIA CUDA Support")."""
-    if device is not None and setup.attn is Attention.FLASH_ATTENTION_2 and device.capability < (8, 0):
+    if device is not None and setup.attn is Attention.FLASH_ATTENTION_2 and device.capability < AMPERE:
         raise SetupConflict(
             "attn",
             "gpu",

@@ -2,6 +2,9 @@
 
 from fitplan.units import MIB
 
+AMPERE, BEFORE_AMPERE = (8, 0), (7, 5)
+"""The compute capability from which GPUs run the newer kernels, and one of those that do not."""
+
 GRANULE = 512
 """Every CUDA allocation is a multiple of this (pytorch ``c10/cuda/CUDACachingAllocator.cpp``, ``kMinBlockSize``)."""
 

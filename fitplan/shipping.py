@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fitplan.cuda import AMPERE
 from fitplan.errors import FitplanError, InputError, ModelNotSupported
 from fitplan.estimator import shaped, survey_of
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint
@@ -24,9 +25,6 @@ from fitplan.tracer import installed_versions, trace_job
 
 if TYPE_CHECKING:
     from fitplan.trace.tracing import TracedRun
-
-AMPERE, BEFORE_AMPERE = (8, 0), (7, 5)
-"""The compute capabilities that are traced, one for each class of kernels."""
 
 Optimizers = dict[Optim, list[tuple[tuple[int, int], OptimizerFootprint]]]
 

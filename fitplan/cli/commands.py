@@ -195,9 +195,10 @@ def profile(models: list[str], out: str, before_ampere: bool) -> int:
     """``fitplan profile``."""
     from pathlib import Path
 
+    from fitplan.cuda import AMPERE, BEFORE_AMPERE
     from fitplan.models.catalog import catalog
     from fitplan.models.resolve import resolve_model
-    from fitplan.shipping import AMPERE, BEFORE_AMPERE, ship
+    from fitplan.shipping import ship
 
     names = [entry.name for entry in catalog()] if models == ["all"] else models
     with Narration() as progress:

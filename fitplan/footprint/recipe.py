@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fitplan.cuda import AMPERE
 from fitplan.footprint.size import Shape
 from fitplan.setup import Quant, TrainingSetup
 
@@ -31,4 +32,4 @@ def recipe_of(setup: TrainingSetup) -> Recipe:
 
 def kernels_of(capability: tuple[int, int]) -> str:
     """GPUs that run the same kernels, as the rules of :mod:`fitplan.trace.kernels` tell them apart."""
-    return "sm80" if capability >= (8, 0) else "sm50"
+    return "sm80" if capability >= AMPERE else "sm50"

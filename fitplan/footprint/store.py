@@ -12,6 +12,7 @@ from typing import Any
 
 import platformdirs
 
+from fitplan.cuda import AMPERE
 from fitplan.footprint.document import (
     FORMAT,
     footprint_from_dict,
@@ -94,7 +95,7 @@ def why_not_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[
         return f"{model.name} is no shipped model"
     recipes = shipped_recipes(model.name, kernels_of(capability))
     if not recipes:
-        where = "" if capability >= (8, 0) else " and GPUs before Ampere"
+        where = "" if capability >= AMPERE else " and GPUs before Ampere"
         return f"no formulas ship for {model.name}{where}"
     wanted = recipe_of(setup)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fitplan.cuda import EMBEDDING_SEGMENT, EMBEDDING_SORTS_BEYOND
+from fitplan.cuda import AMPERE, EMBEDDING_SEGMENT, EMBEDDING_SORTS_BEYOND
 from fitplan.trace import values
 
 aten = torch.ops.aten
@@ -62,7 +62,7 @@ def scaled_dot_product_attention(
         return _cpu_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     half = query.dtype in (torch.float16, torch.bfloat16)
     same_heads = query.shape[1] == key.shape[1]
-    sm80 = gpu.capability >= (8, 0)
+    sm80 = gpu.capability >= AMPERE
     if attn_mask is None and half and sm80 and query.shape[-1] <= 256 and (same_heads or enable_gqa):
         return _flash(query, key, value, dropout_p, is_causal, scale)
     aligned = query.shape[-1] % (8 if half else 4 if sm80 else 1) == 0 and value.shape[-1] % (8 if half else 4) == 0

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from fitplan.cuda import BEFORE_AMPERE
 from fitplan.devices.device import DEFAULT_CAPABILITY
 from fitplan.models.resolve import ModelConfig
 from fitplan.report.command import words
@@ -50,9 +51,6 @@ def _resolved(settings: dict[str, Any], question: Question, model: ModelConfig) 
     """On any GPU: defaults depend on it, and a command may be run for another."""
     plain = replace(question, settings=tuple(settings.items()))
     return tuple(plain.setup(model, capability) for capability in (DEFAULT_CAPABILITY, BEFORE_AMPERE))
-
-
-BEFORE_AMPERE = (7, 5)
 
 
 def _device(question: Question) -> dict[str, str]:

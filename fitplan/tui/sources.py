@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from fitplan.cuda import AMPERE
 from fitplan.devices.detect import Machine, Target, to_device
 from fitplan.devices.device import Device, known_devices
 from fitplan.errors import FitplanError, InputError
@@ -73,14 +74,10 @@ def values(knob: Knob, text: str) -> Sequence[Choice]:
     return [Choice(knob.parse(text), text), *matching] if text and knob.is_open else matching
 
 
-MODERN = (8, 0)
-"""From this compute capability on the shipped answers hold; older GPUs take a trace each."""
-
-
 def nearby(device: Device) -> Sequence[Device]:
     """The known GPUs, one of each size, smallest first, with ``device`` in its place."""
     sizes = {device.usable_bytes: device}
     for known in known_devices():
-        if known.capability >= MODERN:
+        if known.capability >= AMPERE:
             sizes.setdefault(known.usable_bytes, known)
     return [sizes[size] for size in sorted(sizes)]
