@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fitplan.cuda import AMPERE
 from fitplan.devices.device import Device
 from fitplan.errors import InputError
+from fitplan.footprint.recipe import kernels_of
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import (
@@ -383,12 +383,13 @@ def _with_dtype_for(method: Method, settings: Mapping[str, Any], capability: tup
     return with_defaults(rest, method=method, positions=None, capability=capability)
 
 
-def smallest_device(estimate: MemoryEstimate, devices: tuple[Device, ...]) -> Device | None:
-    """The device with the least memory on which it fits, of those that run the same kernels as what was estimated.
+def smallest_device(estimate: MemoryEstimate, asked: Device, devices: tuple[Device, ...]) -> Device | None:
+    """The device with the least memory on which it fits, of those that run the same kernels as the one asked about.
 
     Prices are not known here: memory stands for them.
     """
-    able = (d for d in devices if d.capability >= AMPERE and judge(estimate, d).fit is Fit.FITS)
+    alike = (device for device in devices if kernels_of(device.capability) == kernels_of(asked.capability))
+    able = (device for device in alike if judge(estimate, device).fit is Fit.FITS)
     return min(able, key=lambda device: (device.usable_bytes, device.name), default=None)
 
 
@@ -420,7 +421,7 @@ class Advice:
         levers: each lever alone, what hurts least first.
         unknown: levers whose effect is not known without a trace, or not at all.
         best: the method that changes most of the model and fits, with the largest batch.
-        device: the smallest known GPU on which it fits as it is.
+        device: the smallest known GPU on which it fits as it is, of those that run the same kernels.
 
     """
 
@@ -464,7 +465,7 @@ def advise_on(
         let_go,
         *advisor.single_levers(),
         advisor.best_settings(),
-        smallest_device(advisor.as_asked.estimate, devices),
+        smallest_device(advisor.as_asked.estimate, device, devices),
     )
 
 

@@ -10,7 +10,7 @@ from benchmarks import advice as advice_scenarios
 from fitplan.advice import LEVERS, AdviceReport, Advisor, advise_on, smallest_device
 from fitplan.cli.main import main
 from fitplan.cli.parser import make_parser
-from fitplan.devices.device import device_of_size, known_devices
+from fitplan.devices.device import device_of_size, find_device, known_devices
 from fitplan.memory import MemoryEstimate, MemoryMoment
 from fitplan.models.resolve import ModelConfig
 from fitplan.report.advice import print_advice
@@ -78,15 +78,17 @@ def test_levers_come_in_the_order_of_their_pain() -> None:
     assert [lever.pain for lever in LEVERS] == sorted(lever.pain for lever in LEVERS)
 
 
-def test_the_smallest_device() -> None:
-    assert smallest_device(_estimate(75 * GIB), known_devices()) is not None
-    found = smallest_device(_estimate(30 * GIB), known_devices())
-    assert found is not None
-    assert judge(_estimate(30 * GIB), found).fit is Fit.FITS
-    smaller = [d for d in known_devices() if d.usable_bytes < found.usable_bytes and d.capability >= (8, 0)]
+@pytest.mark.parametrize(("asked", "newer"), [("h100", True), ("t4", False)])
+def test_the_smallest_device_runs_the_same_kernels(asked: str, newer: bool) -> None:
+    gpu = find_device(asked)
+    alike = [d for d in known_devices() if (d.capability >= (8, 0)) is newer]
+    found = smallest_device(_estimate(20 * GIB), gpu, known_devices())
+    assert found in alike
+    assert judge(_estimate(20 * GIB), found).fit is Fit.FITS
+    smaller = [d for d in alike if d.usable_bytes < found.usable_bytes]
     assert smaller
-    assert all(judge(_estimate(30 * GIB), d).fit is not Fit.FITS for d in smaller)
-    assert smallest_device(_estimate(10_000 * GIB), known_devices()) is None
+    assert all(judge(_estimate(20 * GIB), d).fit is not Fit.FITS for d in smaller)
+    assert smallest_device(_estimate(10_000 * GIB), gpu, known_devices()) is None
 
 
 @pytest.mark.parametrize("number", range(12))

@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fitplan.advice import AdviceReport, Proposal
+from fitplan.cuda import AMPERE
 from fitplan.report.tables import print_table
 from fitplan.report.terminal import VERDICT_STYLES, describe, told_steps
 from fitplan.units import gib
@@ -51,7 +52,8 @@ def print_advice(report: AdviceReport, console: Console, *, by_default: bool = F
     console.print()
     smallest = advice.device
     where = f"{smallest.name}, {gib(smallest.usable_bytes)} usable" if smallest else "none of the known GPUs"
-    console.print(f"The smallest GPU on which it fits as asked: {where}")
+    generation = " before Ampere" if gpu.capability < AMPERE else ""
+    console.print(f"The smallest GPU{generation} on which it fits as asked: {where}")
     console.print("Every proposal was estimated as the question was.", style="dim")
     if advice.unknown:
         console.print(f"Not estimated: {', '.join(advice.unknown)}; --trace tries what takes a trace.", style="dim")
