@@ -85,9 +85,7 @@ def ship(
     optimizers: dict[str, Optimizers] = {}
     left_out: list[str] = []
     versions: dict[str, str] = {}
-    for number, setup in enumerate(common_setups(capability)):
-        if number == 1:
-            gc.freeze()  # a trace begins by collecting garbage, which would go through all of torch each time
+    for setup in common_setups(capability):
         try:
             footprint, optimizer = _checked(model, setup, capability, progress)
         except (NoFormula, FitplanError) as error:
@@ -133,6 +131,17 @@ def _step_digest(model: ModelConfig, capability: tuple[int, int], progress: Call
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def _imports_out_of_sight() -> Iterator[None]:
+    """A trace begins by collecting garbage; what is there already, all of torch, is not looked through each time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@_imports_out_of_sight()
 def _optimizer(
     model: ModelConfig,
     setup: TrainingSetup,
@@ -155,6 +164,7 @@ def _optimizer(
     return found
 
 
+@_imports_out_of_sight()
 def _checked(
     model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Callable[[str], None]
 ) -> tuple[Footprint, OptimizerFootprint]:

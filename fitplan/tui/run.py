@@ -63,6 +63,8 @@ def place_for(question: Question, model: ModelConfig | None, device: Device | No
                 return Place({"device": one.place}, to_device(one).name, "")
     try:
         name = to_device(choose(machine)).name
+        if question.vram is not None:
+            return Place({"vram": question.vram}, name, f"It may take no more than {question.vram} there.")
         return Place({}, name, f"{asked} is no GPU of this machine: the step is predicted and run for {name}.")
     except NoUsableGpu as error:
         why = f"There is no GPU to run it on: {error}."

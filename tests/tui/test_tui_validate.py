@@ -23,6 +23,7 @@ from fitplan.models.resolve import resolve_model
 from fitplan.setup import Method
 from fitplan.tui.answers import Answers
 from fitplan.tui.child import ChildFailed, ask
+from fitplan.tui.reproduce import validation_words
 from fitplan.tui.run import Place, Run, Stage, place_for
 from fitplan.tui.screens import save as save_module
 from fitplan.tui.screens import validate as validate_module
@@ -90,6 +91,14 @@ def test_it_runs_on_the_gpu_asked_about_if_it_is_here(machine: str, gpu: str, fl
     assert (place.flags, place.name) == (flags, name)
     is_another = (machine, gpu) in (("one_h100", "4090"), ("lost_gpu", "0"), ("no_driver", "H100"))
     assert bool(place.why) is is_another
+
+
+def test_an_amount_of_memory_is_a_limit_on_the_gpu_that_is_here() -> None:
+    question = LLAMA.on(vram="24GiB")
+    place = place_for(question, resolve_model("llama-8b"), Answers().device(question), _machine("one_h100"))
+    assert (place.flags, place.name) == ({"vram": "24GiB"}, "H100 80GB HBM3")
+    words = validation_words(question, None, place.flags)
+    assert words[words.index("--vram") + 1] == "24GiB"
 
 
 def test_a_model_that_is_short_already_is_not_shortened() -> None:
