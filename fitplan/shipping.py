@@ -14,9 +14,9 @@ from fitplan.cuda import AMPERE
 from fitplan.errors import FitplanError, InputError, ModelNotSupported
 from fitplan.estimator import shaped, survey_of
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint
-from fitplan.footprint.recipe import Recipe, kernels_of, recipe_of
+from fitplan.footprint.recipe import kernels_of, recipe_of
 from fitplan.footprint.size import NoFormula, Shape
-from fitplan.footprint.store import SHIPPED_NAMES, digest_of, shipped_document
+from fitplan.footprint.store import SHIPPED_NAMES, ShippedFile, digest_of
 from fitplan.footprint.survey import optimizer_footprint
 from fitplan.memory import estimate_trace
 from fitplan.models.resolve import ModelConfig
@@ -25,8 +25,6 @@ from fitplan.tracer import installed_versions, trace_job
 
 if TYPE_CHECKING:
     from fitplan.trace.tracing import TracedRun
-
-Optimizers = dict[Optim, list[tuple[tuple[int, int], OptimizerFootprint]]]
 
 CHECKED = Shape(3, 200, 16, 1)
 """A shape that no formula is made from."""
@@ -62,9 +60,23 @@ def common_setups(capability: tuple[int, int]) -> Iterator[TrainingSetup]:
 
 
 def ship(
-    model: ModelConfig, folder: Path, progress: Callable[[str], None], capability: tuple[int, int] = AMPERE
+    model: ModelConfig,
+    folder: Path,
+    progress: Callable[[str], None],
+    capability: tuple[int, int] = AMPERE,
+    *,
+    anew: bool = False,
 ) -> list[str]:
     """Make the file of one model in ``folder``, for GPUs that run the kernels of ``capability``.
+
+    What the file holds already is kept if it was made from the same step; what it lacks is added.
+
+    Args:
+        model: whose footprints are made.
+        folder: with a folder for each model.
+        progress: is told what is being done.
+        capability: of the GPUs.
+        anew: make everything again, as after a change of what fitplan derives from a trace.
 
     Returns:
         What was left out, and why.
@@ -77,15 +89,14 @@ def ship(
     kernels = kernels_of(capability)
     path = folder / model.name / SHIPPED_NAMES[kernels]
     step = _step_digest(model, capability, progress)
-    for other in sorted(folder.glob(f"*/{path.name}")):
-        if other != path and digest_of(other) == step:
-            _write(path, other.read_bytes())
-            return []
-    footprints: list[tuple[Recipe, str, Footprint]] = []
-    optimizers: dict[str, Optimizers] = {}
+    alike = [] if anew else [other for other in sorted(folder.glob(f"*/{path.name}")) if digest_of(other) == step]
+    files = [ShippedFile.read(other) for other in alike] or [ShippedFile({}, kernels, step, [], {})]
+    made = max(files, key=lambda file: len(file.footprints))
+    known = [recipe for recipe, _, _ in made.footprints]
     left_out: list[str] = []
-    versions: dict[str, str] = {}
     for setup in common_setups(capability):
+        if recipe_of(setup) in known:
+            continue
         try:
             footprint, optimizer = _checked(model, setup, capability, progress)
         except (NoFormula, FitplanError) as error:
@@ -93,27 +104,29 @@ def ship(
             continue
         ranks = footprint.pieces[0].region.lora_r
         added = (ranks, optimizer)
-        key = next((key for key, known in optimizers.items() if known[setup.optim] == [added]), "")
+        key = next((key for key, others in made.optimizers.items() if others[setup.optim] == [added]), "")
         if not key:
             key = _told(setup)
-            optimizers[key] = {setup.optim: [added]}
+            made.optimizers[key] = {setup.optim: [added]}
             for optim in Optim:
                 if optim is not setup.optim:
                     cheaper = setup.with_(optim=optim, gradient_checkpointing=False)
-                    optimizers[key][optim] = _optimizer(model, cheaper, capability, ranks, progress)
-        footprints.append((recipe_of(setup), key, footprint))
-        versions |= installed_versions(setup)
-        # as far as it is now: tracing takes minutes, and may be interrupted
-        _write(path, shipped_document(versions, kernels, step, footprints, optimizers))
-    if not footprints:
+                    made.optimizers[key][optim] = _optimizer(model, cheaper, capability, ranks, progress)
+        made.footprints.append((recipe_of(setup), key, footprint))
+        made.versions |= installed_versions(setup)
+        _write(path, made)  # as far as it is now: tracing takes minutes, and may be interrupted
+    if not made.footprints:
         raise ModelNotSupported(f"no setup of {model.name} has a formula: {'; '.join(left_out)}")
+    _write(path, made)
     return left_out
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, file: ShippedFile) -> None:
+    unfinished = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        unfinished.write_bytes(file.to_bytes())
+        unfinished.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; choose another --out") from error
 

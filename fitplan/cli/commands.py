@@ -191,7 +191,7 @@ def models(search: str, as_json: bool) -> int:
     return EXIT_FITS
 
 
-def profile(models: list[str], out: str, before_ampere: bool) -> int:
+def profile(models: list[str], out: str, before_ampere: bool, anew: bool) -> int:
     """``fitplan profile``."""
     from pathlib import Path
 
@@ -206,7 +206,8 @@ def profile(models: list[str], out: str, before_ampere: bool) -> int:
             model = resolve_model(name)
             heading = f"{number}/{len(names)} {model.name}, "
             told = lambda what, heading=heading: progress(heading + what)  # noqa: E731
-            left_out = ship(model, Path(out), told, BEFORE_AMPERE if before_ampere else AMPERE)
+            capability = BEFORE_AMPERE if before_ampere else AMPERE
+            left_out = ship(model, Path(out), told, capability, anew=anew)
             print(f"{model.name}: written" + "".join(f"\n  without {one}" for one in left_out), flush=True)
     return EXIT_FITS
 

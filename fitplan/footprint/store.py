@@ -142,41 +142,76 @@ def _header(name: str, kernels: str) -> dict[str, Any]:
     return header if header.get("format") in (1, FORMAT) else {"footprints": []}
 
 
-def shipped_document(
-    versions: Mapping[str, str],
-    kernels: str,
-    step: str,
-    footprints: list[tuple[Recipe, str, Footprint]],
-    optimizers: Mapping[str, Mapping[Optim, list[tuple[tuple[int, int], OptimizerFootprint]]]],
-) -> bytes:
-    """The content of a shipped file: (recipe, key of its optimizers, footprint); optimizers by key, name and ranks.
+@dataclass
+class ShippedFile:
+    """The content of a shipped file.
 
-    ``step`` is a digest of the step that it was made from.
+    Attributes:
+        versions: of the libraries that were traced.
+        kernels: the class of kernels it is for.
+        step: a digest of the step that it was made from.
+        footprints: recipe, key of its optimizers, footprint without its optimizer.
+        optimizers: by key, name and ranks.
+
     """
-    header = {
-        "format": FORMAT,
-        "versions": dict(versions),
-        "kernels": kernels,
-        "step": step,
-        "footprints": [
-            {"recipe": recipe, "attention": footprint.attention, "task": footprint.task, "optimizers": key}
-            for recipe, key, footprint in footprints
-        ],
-        "optimizers": {
-            key: {
-                str(name): [[*ranks, optimizer_to_dict(added)] for ranks, added in by_rank]
-                for name, by_rank in by_name.items()
-            }
-            for key, by_name in optimizers.items()
-        },
-    }
-    documents = [header, *(footprint_to_dict(footprint) for _, _, footprint in footprints)]
-    text = "\n".join(json.dumps(document, separators=(",", ":")) for document in documents)
-    return lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
+
+    versions: dict[str, str]
+    kernels: str
+    step: str
+    footprints: list[tuple[Recipe, str, Footprint]]
+    optimizers: dict[str, dict[Optim, list[tuple[tuple[int, int], OptimizerFootprint]]]]
+
+    @classmethod
+    def read(cls, path: Path) -> "ShippedFile":
+        """The file at ``path``, which has this format."""
+        header, *lines = (json.loads(line) for line in lzma.decompress(path.read_bytes()).splitlines())
+        return cls(
+            header["versions"],
+            header["kernels"],
+            header["step"],
+            [
+                (
+                    _LATER_SETTINGS | entry["recipe"],
+                    entry["optimizers"],
+                    footprint_from_dict(line | {"versions": header["versions"]}),
+                )
+                for entry, line in zip(header["footprints"], lines, strict=True)
+            ],
+            {
+                key: {
+                    Optim(name): [((least, most), optimizer_from_dict(added)) for least, most, added in by_rank]
+                    for name, by_rank in by_name.items()
+                }
+                for key, by_name in header["optimizers"].items()
+            },
+        )
+
+    def to_bytes(self) -> bytes:
+        """The inverse of :meth:`read`."""
+        header = {
+            "format": FORMAT,
+            "versions": self.versions,
+            "kernels": self.kernels,
+            "step": self.step,
+            "footprints": [
+                {"recipe": recipe, "attention": footprint.attention, "task": footprint.task, "optimizers": key}
+                for recipe, key, footprint in self.footprints
+            ],
+            "optimizers": {
+                key: {
+                    str(name): [[*ranks, optimizer_to_dict(added)] for ranks, added in by_rank]
+                    for name, by_rank in by_name.items()
+                }
+                for key, by_name in self.optimizers.items()
+            },
+        }
+        documents = [header, *(footprint_to_dict(footprint) for _, _, footprint in self.footprints)]
+        text = "\n".join(json.dumps(document, separators=(",", ":")) for document in documents)
+        return lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
 
 
 def digest_of(path: Path) -> str:
-    """The digest of the step that a shipped file was made from; empty for one of an older format."""
+    """The digest of the step that a shipped file was made from; empty for one of another format."""
     header = json.loads(lzma.decompress(path.read_bytes()).splitlines()[0])
     return str(header["step"]) if header["format"] == FORMAT else ""
 
