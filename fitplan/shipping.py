@@ -34,6 +34,10 @@ RANKS = (8, 16, 32, 64)
 """Ranks for which an optimizer ships that treats small parameters in another way than large ones."""
 
 
+QUERY_AND_VALUE = ("q_proj", "v_proj")
+"""The modules that the LoRA paper adapts (Hu et al. 2021, section 4.2), as most models name them."""
+
+
 def common_setups(capability: tuple[int, int]) -> Iterator[TrainingSetup]:
     """The setups people use on such a GPU, without shape and optimizer."""
 
@@ -57,6 +61,8 @@ def common_setups(capability: tuple[int, int]) -> Iterator[TrainingSetup]:
     yield setup(Method.LORA, use_liger_kernel=True)
     yield setup(Method.QLORA, use_liger_kernel=True, kbit_prepare=False)
     yield setup(Method.QLORA, use_liger_kernel=True)
+    for method in (Method.LORA, Method.QLORA):
+        yield setup(method, target_modules=QUERY_AND_VALUE)
 
 
 def ship(
