@@ -136,6 +136,7 @@ def _model(name: str) -> dict[str, Any]:
 
 KNOWN_VERSIONS = ("4.43.3", "4.44.2", "4.45.2", "4.48.1")
 OLDEST = Versions("4.39.3", "0.11.1", "0.32.1")
+OLDEST_BITSANDBYTES = "0.43.1"
 PLAIN, SFT = ("none", "accelerated-peft-bnb"), ("baseline-peft-bnb",)
 
 
@@ -168,7 +169,7 @@ def _fms_row(row: dict[str, Any]) -> Row:
     job = {"kind": "trainer", "model": _model("mistral-7b"), "setup": setup, "capability": A100, "gpu": "a100-80gb"}
     libs = row["libs"]
     job["trl_bf16_cast"] = by_trl and dtype == "bfloat16" and bool(libs)
-    job["keep_4bit_inputs"] = row["method"] == "qlora" and libs.get("bitsandbytes", "0.43.1") == "0.43.1"
+    job["bitsandbytes"] = libs.get("bitsandbytes", OLDEST_BITSANDBYTES)
     label = f"{row['method']}, {row['dtype']}, {row['micro_batch']} x {row['seq_len']}"
     versions = Versions(libs["transformers"], libs["peft"], libs["accelerate"]) if libs else OLDEST
     measured = {"peak": row["measured_bytes"], "device": round(row["nvidia_smi_mib"] * MIB)}

@@ -69,8 +69,11 @@ def trainer_peak(job: Job) -> Result:
     with ExitStack() as stack:
         if job.get("trl_bf16_cast"):
             stack.enter_context(_casting_as_trl())
-        if job.get("keep_4bit_inputs"):
+        bitsandbytes = tuple(int(part) for part in job.get("bitsandbytes", "0.47.0").split("."))
+        if bitsandbytes < (0, 43, 2):
             stack.enter_context(_keeping_4bit_inputs())
+        if bitsandbytes < (0, 47, 0):
+            stack.enter_context(_computing_in_the_type_of_the_input())
         run = trace_training(load_config(job["model"]), setup, Gpu(tuple(job["capability"])))
     peak, moment = max(
         ((live, moment) for live, moment in _sizes(run.trace) if moment.phase not in BEFORE_TRAINING),
@@ -135,6 +138,30 @@ def _keeping_4bit_inputs() -> Iterator[None]:
         yield
     finally:
         MatMul4Bit.forward = staticmethod(forward)
+
+
+@contextmanager
+def _computing_in_the_type_of_the_input() -> Iterator[None]:
+    """What bitsandbytes did before 0.47.0: a 4-bit layer computes in the type of its first input, not in the chosen one.
+
+    Behind a norm that was prepared for k-bit training this is float32.
+
+    Source: bitsandbytes 0.46.0, ``bitsandbytes/nn/modules.py``, ``Linear4bit.__init__``: ``compute_type_is_set = False``;
+    since 0.47.0 only where no type was chosen.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    init = Linear4bit.__init__
+
+    def init_undecided(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.compute_type_is_set = False
+
+    Linear4bit.__init__ = init_undecided
+    try:
+        yield
+    finally:
+        Linear4bit.__init__ = init
 
 
 # --- programs that do not use Trainer ---------------------------------------------------------------------------------
