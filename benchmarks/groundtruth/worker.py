@@ -142,12 +142,12 @@ def _keeping_4bit_inputs() -> Iterator[None]:
 
 @contextmanager
 def _computing_in_the_type_of_the_input() -> Iterator[None]:
-    """What bitsandbytes did before 0.47.0: a 4-bit layer computes in the type of its first input, not in the chosen one.
+    """What bitsandbytes did before 0.47.0: a 4-bit layer computes in the type of its first input, whatever was chosen.
 
     Behind a norm that was prepared for k-bit training this is float32.
 
-    Source: bitsandbytes 0.46.0, ``bitsandbytes/nn/modules.py``, ``Linear4bit.__init__``: ``compute_type_is_set = False``;
-    since 0.47.0 only where no type was chosen.
+    Source: bitsandbytes 0.46.0, ``bitsandbytes/nn/modules.py``, ``Linear4bit.__init__``: ``compute_type_is_set`` is
+    ``False``; since 0.47.0 only where no type was chosen.
     """
     from bitsandbytes.nn import Linear4bit
 
