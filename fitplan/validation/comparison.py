@@ -11,7 +11,7 @@ from typing import Any, Self
 from fitplan.allocator.caching import CachingAllocator
 from fitplan.allocator.settings import AllocatorSettings
 from fitplan.phase import Phase
-from fitplan.trace.events import CUBLAS_CREATE, Trace
+from fitplan.trace.events import CUBLAS_CREATE, EMPTY_CACHE, Trace
 from fitplan.validation.job import Measurement, OutOfMemory, PhaseMemory
 
 LATER = 1
@@ -40,6 +40,8 @@ def predicted_phases(trace: Trace, *, expandable: bool) -> tuple[PhaseMemory, ..
         if event >= 0:
             if size := trace.allocations[event].size:
                 blocks[event] = allocator.malloc(size)
+            elif trace.allocations[event].op == EMPTY_CACHE:
+                allocator.empty_cache()
         elif ~event in blocks:
             allocator.free(blocks.pop(~event))
         now = (allocator.requested, allocator.allocated, allocator.reserved)
