@@ -19,7 +19,10 @@ from families import FAMILIES
 
 from fitplan.allocator.caching import CachingAllocator
 from fitplan.allocator.replay import replay
+from fitplan.cli.main import main
+from fitplan.devices.detect import DetectedGpu, State
 from fitplan.devices.device import find_device
+from fitplan.devices.nvml import Memory
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 from fitplan.step.job import Place
@@ -27,9 +30,9 @@ from fitplan.trace.recorder import Recorder
 from fitplan.trace.tracing import _fresh_process
 from fitplan.tracer import trace_job
 from fitplan.units import MIB
-from fitplan.validation import child, process_memory, runner
+from fitplan.validation import child, process_memory, records, runner
 from fitplan.validation.comparison import comparable, differences, first_difference, measured_births, predicted_births
-from fitplan.validation.job import Job, PhaseMemory
+from fitplan.validation.job import Job, Measurement, PhaseMemory
 from fitplan.validation.runner import Target, forecast
 
 SETUP = TrainingSetup(method="lora", batch_size=2, seq_len=16)
@@ -217,6 +220,40 @@ def test_another_error_is_none(cuda: _Cuda, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", fail)
     with pytest.raises(RuntimeError, match="illegal"):
         _run(cuda, None)
+
+
+def test_a_report_compares_all_four_quantities(
+    cuda: _Cuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """From the prediction for a GPU to the record; the run takes the CPU's kernels, so single allocations differ."""
+
+    def measured(job: Job, **_: Any) -> Measurement:
+        assert job.events is not None
+        said = _run(cuda, Path(job.events), runner=job.runner)
+        return Measurement(tuple(said["phases"]), said["done"]["device"], said["done"]["versions"])
+
+    monkeypatch.setattr(runner, "measure", measured)
+    monkeypatch.setattr(runner, "detect", lambda: None)
+    h100 = DetectedGpu(
+        0, State.OK, uuid="GPU-1", name="NVIDIA H100 80GB HBM3", memory=Memory(80 << 30, 79 << 30, 0), capability=(9, 0)
+    )
+    monkeypatch.setattr(runner, "choose", lambda *_: h100)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(FAMILIES["llama"]))
+    code = main(["validate", str(config), "--method", "lora", "--batch-size", "2", "--seq-len", "16", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert code in (0, 4)
+    assert document["run"]["device"] == "cuda:0"
+    found = {one["name"]: one for one in document["quantities"]}
+    assert list(found) == ["peak_requested_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "device_bytes"]
+    assert found["device_bytes"]["measured"] - found["peak_reserved_bytes"]["measured"] == CONTEXT
+    assert found["device_bytes"]["predicted"] > found["peak_reserved_bytes"]["predicted"] > 64 * MIB
+    workspaces = [one for one in document["differences"] if one["bytes"] == 32 * MIB]
+    assert [(one["predicted"], one["measured"]) for one in workspaces] == [(1, 0), (1, 0)]
+    assert any("modeling_llama.py" in one["measured_by"] for one in document["differences"])
+    (record,) = records.own_records().glob("*.json")
+    assert json.loads(record.read_text())["measurement"] == document["measurement"]
 
 
 # --- what is told beside ----------------------------------------------------------------------------------------------
