@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from typing import Any
 
 from fitplan.devices.nvml import Failure, Handle, Nvml, ask, known, load, read_memory
 
@@ -60,7 +61,8 @@ def driver_versions() -> dict[str, str]:
         import torch
 
         found["cuda"] = str(torch.version.cuda)
-        found["cudnn"] = str(torch.backends.cudnn.version())  # from some version on it computes attention
+        version: Any = torch.backends.cudnn.version
+        found["cudnn"] = str(version())  # from some version on it computes attention
     nvml = load()
     if nvml is not None and not isinstance(ask(nvml.nvmlInit), Failure):
         driver = known(ask(nvml.nvmlSystemGetDriverVersion))
