@@ -1,9 +1,12 @@
-"""Predictions against one GPU: some sixty fine-tuning jobs, predicted first, then run for real.
+"""Predictions against one GPU: some seventy fine-tuning jobs, each predicted first, then run for real.
 
     python benchmarks/gpu_matrix.py --minutes 9 --out profiles/measured
 
-All predictions are written before the first job runs. Each job runs in a process of its own, the cheapest of each kind
-first; jobs whose record exists, and jobs that are predicted not to fit, are skipped. Run it again to go on.
+First the GPU is measured as by ``fitplan calibrate``, while the CPU predicts. A prediction is written before its job
+runs. Each job runs in a process of its own, the cheapest of each kind first, and while it runs the next process imports
+what it needs. A record is written as soon as a job is done; a job that fails is noted in failures.json, and the rest
+goes on. Jobs whose record exists, jobs that failed before and jobs that are predicted not to fit are skipped. It ends
+in time, whatever a job does; run it again to go on.
 """
 
 import argparse
@@ -13,13 +16,17 @@ import multiprocessing
 import os
 import statistics
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the configs are shipped, and nobody is to wait for a network
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -31,19 +38,32 @@ missing = [package for module, package in NEEDED.items() if importlib.util.find_
 if missing:
     sys.exit(f"gpu_matrix needs {', '.join(missing)}, which this Python does not have; carry the wheels along")
 
-from fitplan.errors import FitplanError, NoUsableGpu, ValidationFailed
+from fitplan.errors import FitplanError, NoUsableGpu
 from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.setup import Optim, TrainingSetup
 from fitplan.tracer import installed_versions
 from fitplan.units import gib
+from fitplan.validation.calibration import measure_gpu
 from fitplan.validation.records import write_record
-from fitplan.validation.runner import Forecast, Options, Target, find_target, forecast, validate_forecast
+from fitplan.validation.report import ValidationReport
+from fitplan.validation.runner import (
+    Forecast,
+    Options,
+    RunProcess,
+    Target,
+    find_target,
+    forecast,
+    validate_forecast,
+)
 
-CASE_SECONDS = 240
+CASE_SECONDS = 120
 """No job may take longer."""
 
-LEAST_SECONDS = 25
+LEAST_SECONDS = 20
 """A job is not begun with less time left."""
+
+GRACE_SECONDS = 25
+"""After the last moment, for a process to be ended and its last words to be heard."""
 
 QUANTITIES = ("peak_requested_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "device_bytes")
 
@@ -145,6 +165,9 @@ CASES: list[Case] = [
     *_of("padding", "gemma-2-2b", {"padding": "longest"}, method="lora", batch_size=4, seq_len=512),
     *_of("batch", "llama-3.2-1b", {"batch_size": 8}, {"batch_size": 3, "seq_len": 777}, method="lora", seq_len=1024),
     *_of("expandable", "llama-3.1-8b", {"method": "qlora"}, seq_len=2048, expandable_segments=True),
+    *_of("Liger", "llama-3.2-1b", {"method": "qlora"}, {"method": "full"}, seq_len=2048, use_liger_kernel=True),
+    *_of("Liger", "qwen3-4b", {"method": "lora"}, seq_len=2048, use_liger_kernel=True),
+    *_of("Liger", "llama-3.1-8b", {"method": "qlora"}, seq_len=8192, use_liger_kernel=True),
     *_of("large", "llama-3.3-70b", {"method": "qlora"}, seq_len=1024),
     *_of("large", "qwen3-30b-a3b", {"method": "lora"}, seq_len=512),
 ]  # fmt: skip
@@ -168,13 +191,49 @@ def in_rounds(cases: Iterable[Case]) -> list[Case]:
     return [case for _, _, case in sorted(ranked, key=lambda one: one[:2])]
 
 
-def predict_all(cases: Sequence[Case], target: Target, workers: int) -> dict[str, Forecast | str]:
-    """The forecast of each case by name, or why there is none."""
-    if workers == 1:
-        return {case.name: _predict(case, target) for case in cases}
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=fresh) as pool:
-        return dict(zip((case.name for case in cases), pool.map(_predict, cases, [target] * len(cases)), strict=True))
+class Forecasts:
+    """Predictions, made side by side while jobs run; each is written to a file before it is handed out."""
+
+    def __init__(self, cases: Sequence[Case], target: Target, workers: int, path: Path) -> None:
+        self._target, self._path = target, path
+        self._written = _read(path)
+        device = target.gpu.name if target.gpu else "CPU"
+        self._stamp = {"device": device, "versions": installed_versions()}
+        self._pool: ProcessPoolExecutor | None = None
+        self._found: dict[str, Future[Forecast | str]] = {}
+        if workers > 1:
+            fresh = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(workers, mp_context=fresh, initializer=_without_gpu)
+            self._found = {case.name: self._pool.submit(_predict, case, target) for case in cases}
+
+    def of(self, case: Case, seconds: float) -> Forecast | str:
+        """The forecast of a case, or why there is none; waits for it so long at most."""
+        found = self._found.pop(case.name, None)  # what was handed out is not kept
+        try:
+            said = _predict(case, self._target) if found is None else found.result(max(0.0, seconds))
+        except TimeoutError:
+            return "it was not predicted in time"
+        except BrokenProcessPool:  # a worker was killed
+            said = _predict(case, self._target)
+        self._written[case.name] = self._stamp | {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | _told(said)
+        _write(self._path, self._written)
+        return said
+
+    def close(self) -> None:
+        """Predict no more, and do not wait for what is being predicted."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            _end_workers()
+
+
+def _end_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+def _without_gpu() -> None:
+    """A trace needs no GPU, and must not hold memory of the one that is measured."""
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
 def _predict(case: Case, target: Target) -> Forecast | str:
@@ -182,29 +241,29 @@ def _predict(case: Case, target: Target) -> Forecast | str:
         return forecast(case.config(), case.setup(), target, None, lambda _: None)
     except FitplanError as error:
         return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
-def write_predictions(found: dict[str, Forecast | str], target: Target, folder: Path) -> Path:
-    """Keep what is said before anything is run; earlier predictions of other cases stay."""
-    path = folder / "predictions.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    device = target.gpu.name if target.gpu else "CPU"
-    stamp = {"device": device, "versions": installed_versions(), "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    known |= {name: stamp | _told(one) for name, one in found.items()}
-    path.write_text(json.dumps(known, indent=1))
-    return path
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(document, indent=1))
+    unfinished.replace(path)
 
 
 def _told(one: Forecast | str) -> dict[str, Any]:
     if isinstance(one, str):
         return {"error": one}
-    reserved = max(phase.reserved_bytes or 0 for phase in one.phases)
     return {
         "runs": one.runs_on_paper,
         "peak_requested_bytes": max(phase.requested_bytes for phase in one.phases),
         "peak_allocated_bytes": max(phase.allocated_bytes or 0 for phase in one.phases),
-        "peak_reserved_bytes": reserved,
-        "device_bytes": reserved + one.context_bytes,
+        "peak_reserved_bytes": one.peak_reserved_bytes,
+        "device_bytes": one.peak_reserved_bytes + one.beside_bytes,
     }
 
 
@@ -213,35 +272,110 @@ def record_of(case: Case, folder: Path) -> Path:
     return folder / f"{case.model}--{case.setup().method}--{case.name}.json"
 
 
-def run_all(
-    cases: Sequence[Case], found: dict[str, Forecast | str], target: Target, folder: Path, deadline: float
-) -> None:
+def measure_first(target: Target, folder: Path, seconds: float) -> None:
+    """Measure the GPU itself, once: its context, and what its kernels take beside what is assumed of them."""
+    path = folder / "calibration.json"
+    if target.gpu is None or path.exists():
+        return
+    try:
+        found = measure_gpu(target, seconds)
+    except Exception as error:
+        print(f"the GPU cannot be measured: {error}\n{getattr(error, 'details', '')}", flush=True)
+        return
+    _write(path, found.to_dict())
+    from rich.console import Console
+
+    from fitplan.report.validation import print_calibration
+
+    print_calibration(found, Console(width=100))
+    print(flush=True)
+
+
+def run_all(cases: Sequence[Case], forecasts: Forecasts, target: Target, folder: Path, deadline: float) -> None:
     """Run what is left, as long as there is time."""
     failures = folder / "failures.json"
-    failed: dict[str, str] = json.loads(failures.read_text()) if failures.is_file() else {}
-    for case in cases:
-        said = found[case.name]
-        if isinstance(said, str) or not said.runs_on_paper:
-            print(f"{case.name}: {said if isinstance(said, str) else 'predicted not to fit'}; skipped", flush=True)
-            continue
-        left = deadline - time.monotonic()
-        if left < LEAST_SECONDS:
-            print("no time is left; run it again to go on")
-            return
-        timeout = min(CASE_SECONDS, left)
-        begun = time.monotonic()
-        try:
-            report = validate_forecast(said, target, Options(timeout=timeout, force=True), lambda _: None)
-        except ValidationFailed as error:
-            print(f"{case.name}: {error}", flush=True)
-            if timeout == CASE_SECONDS:  # else it was only late
-                failed[case.name] = str(error)
-                failures.write_text(json.dumps(failed, indent=1))
-            continue
-        write_record(report.to_dict(), folder, case.name)
-        told = report.judged
-        outcome = f"{gib(told.measured)}, {told.error:+.3f} %" if told else "out of memory"
-        print(f"{case.name}: {outcome} ({time.monotonic() - begun:.0f} s)", flush=True)
+    failed = _read(failures)
+    ready = _Ready(target, cases)
+    try:
+        measure_first(target, folder, min(CASE_SECONDS, deadline - time.monotonic()))
+        for number, case in enumerate(cases):
+            said = forecasts.of(case, deadline - time.monotonic())
+            if isinstance(said, str) or not said.runs_on_paper:
+                print(f"{case.name}: {said if isinstance(said, str) else 'predicted not to fit'}; skipped", flush=True)
+                continue
+            begun = time.monotonic()
+            if deadline - begun < LEAST_SECONDS:
+                print("no time is left; run it again to go on")
+                return
+            process = ready.take(case, cases[number + 1 :])
+            try:
+                options = Options(timeout=min(CASE_SECONDS, deadline - begun), force=True)
+                report = validate_forecast(said, target, options, lambda _: None, process=process)
+                write_record(report.to_dict(), folder, case.name)
+                if failed.pop(case.name, None):
+                    _write(failures, failed)
+            except Exception as error:  # whatever it is, the other jobs have nothing to do with it
+                process.__exit__()
+                print(f"{case.name}: {error}", flush=True)
+                if time.monotonic() < deadline:  # else it was only late
+                    details = getattr(error, "details", "") or traceback.format_exc()
+                    failed[case.name] = {"error": f"{type(error).__name__}: {error}", "details": details}
+                    _write(failures, failed)
+                continue
+            print(f"{case.name}: {_outcome(report)} ({time.monotonic() - begun:.0f} s)", flush=True)
+    finally:
+        ready.close()
+
+
+class _Ready:
+    """The process of the next job, which is started while a job runs."""
+
+    def __init__(self, target: Target, cases: Sequence[Case]) -> None:
+        self._target = target
+        self._next = self._started(cases[0].setup().expandable_segments) if cases else None
+
+    def _started(self, expandable: bool) -> tuple[bool, RunProcess]:
+        return expandable, RunProcess(self._target, expandable=expandable).start()
+
+    def take(self, case: Case, following: Sequence[Case]) -> RunProcess:
+        """A process for the case; the next one is started for the case that follows."""
+        expandable = case.setup().expandable_segments
+        if self._next is None or self._next[0] != expandable:
+            self.close()
+            self._next = self._started(expandable)
+        process = self._next[1]
+        self._next = self._started(following[0].setup().expandable_segments) if following else None
+        return process
+
+    def close(self) -> None:
+        """End the process that waits."""
+        if self._next is not None:
+            self._next[1].__exit__()
+            self._next = None
+
+
+def _outcome(report: ValidationReport) -> str:
+    told = report.judged
+    if told is None:
+        return "out of memory"
+    errors = ", ".join(f"{one.title.removeprefix('peak ')} {one.error:+.3f} %" for one in report.quantities)
+    return f"{gib(told.measured)}; {errors}"
+
+
+def end_in_time(folder: Path, deadline: float) -> threading.Timer:
+    """Leave at the last moment, though a process be stuck that even the kernel cannot end; what is done is written."""
+
+    def leave() -> None:
+        print("a job does not end; left alone", flush=True)
+        _end_workers()
+        print_table(folder)
+        sys.stdout.flush()
+        os._exit(4)
+
+    timer = threading.Timer(max(0.0, deadline + GRACE_SECONDS - time.monotonic()), leave)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def print_table(folder: Path) -> None:
@@ -269,6 +403,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a few shrunken jobs")
     parser.add_argument("--only", default="", help="jobs whose name holds this text")
+    parser.add_argument("--again", action="store_true", help="the jobs that failed before, too")
     parser.add_argument("--list", action="store_true", help="print the jobs, and leave")
     asked = parser.parse_args()
     deadline = time.monotonic() + 60 * asked.minutes
@@ -282,14 +417,18 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 3
     asked.out.mkdir(parents=True, exist_ok=True)
-    failures = asked.out / "failures.json"
-    failed = json.loads(failures.read_text()) if failures.is_file() else {}
+    failed = {} if asked.again else _read(asked.out / "failures.json")
     open_cases = [case for case in cases if not record_of(case, asked.out).exists() and case.name not in failed]
-    print(f"{len(cases)} jobs, {len(cases) - len(open_cases)} done before", flush=True)
-    workers = 1 if asked.tiny else min(len(open_cases) or 1, max(1, (os.cpu_count() or 2) - 2))
-    found = predict_all(open_cases, target, workers)
-    print(f"predictions in {write_predictions(found, target, asked.out)}", flush=True)
-    run_all(open_cases, found, target, asked.out, deadline)
+    done = sum(record_of(case, asked.out).exists() for case in cases)
+    print(f"{len(cases)} jobs, {done} done before, {len(cases) - len(open_cases) - done} failed before", flush=True)
+    workers = 1 if asked.tiny else min(len(open_cases) or 1, max(1, (os.cpu_count() or 2) - 4))
+    timer = end_in_time(asked.out, deadline)
+    forecasts = Forecasts(open_cases, target, workers, asked.out / "predictions.json")
+    try:
+        run_all(open_cases, forecasts, target, asked.out, deadline)
+    finally:
+        forecasts.close()
+    timer.cancel()
     print_table(asked.out)
     return 0
 

@@ -52,4 +52,13 @@ class MissingDependency(FitplanError):
 
 
 class ValidationFailed(FitplanError):
-    """A validation run did not come to its end: the message says where, and why."""
+    """A validation run did not come to its end: the message says where, and why.
+
+    Attributes:
+        details: what the run wrote to stderr last, for whoever looks for the cause.
+
+    """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details

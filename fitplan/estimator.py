@@ -136,7 +136,7 @@ def _traced(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int
         run.parameters,
         shape,
         capability,
-        replayed([a.size for a in run.trace.allocations], run.trace.events, shape),
+        replayed([a.size for a in run.trace.allocations], run.trace.events, shape, run.trace.emptied),
     )
     keep(model, setup, capability, Footprint((piece,), run.attention, run.task, versions))
     resolved = setup.with_(attn=run.attention, task=run.task)

@@ -14,8 +14,9 @@ from fitplan.allocator.replay import replay
 from fitplan.allocator.settings import AllocatorSettings
 from fitplan.errors import InputError
 from fitplan.phase import Phase
-from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace
+from fitplan.trace.events import EMPTY_CACHE, Allocation, Category, Layer, Moment, Trace
 from fitplan.units import KIB, MIB
+from fitplan.validation.comparison import predicted_phases
 
 EXPANDABLE = AllocatorSettings(expandable_segments=True)
 SPLIT_32 = AllocatorSettings(max_split_size_bytes=32 * MIB)
@@ -395,6 +396,23 @@ def _trace(*events: int) -> Trace:
         else:
             trace.born(Allocation(event, Category.ACTIVATIONS, "model", "mm"), moment)
     return trace
+
+
+def test_the_program_empties_the_cache() -> None:
+    """What is whole goes back, here 12 MiB before 14 MiB are asked for; half a segment stays."""
+    trace = _trace(12 * MIB, -1, 14 * MIB)
+    assert replay(trace).peaks.peak_reserved_bytes == 26 * MIB
+    emptied = _trace(12 * MIB, -1, 0, 14 * MIB)
+    emptied.allocations[1].op = EMPTY_CACHE
+    assert replay(emptied).peaks.peak_reserved_bytes == 14 * MIB
+    assert replay(emptied).peaks.releases_under_pressure == 0
+    (phase,) = predicted_phases(emptied, expandable=False)
+    assert phase.reserved_bytes == 14 * MIB
+
+    partly = _trace(6 * MIB, 6 * MIB, -1, 0, 24 * MIB)
+    partly.allocations[2].op = EMPTY_CACHE
+    assert replay(partly).peaks.peak_reserved_bytes == 20 * MIB + 24 * MIB
+    assert replay(partly, EXPANDABLE).peaks.peak_reserved_bytes == 2 * 20 * MIB  # pages, the first of them in use
 
 
 def test_a_trace_is_replayed() -> None:

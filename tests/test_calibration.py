@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,6 +103,60 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Any) 
     assert said.endswith("no NVIDIA driver runs on this machine\n")
     assert said.count("\n") == 1
     assert main(["calibrate", "--device", "cpu"]) == 3
+
+
+def _measured_by(monkeypatch: pytest.MonkeyPatch, step: Any, scratch: Any) -> dict[str, Any]:
+    """What the measuring process says, with steps and operators that end as told."""
+    from fitplan.validation import calibration_child, loop, probes, process_memory
+
+    monkeypatch.setattr(process_memory, "ProcessMemory", lambda: SimpleNamespace(read=lambda: 900 * MIB))
+    monkeypatch.setattr(loop, "run", step)
+    monkeypatch.setattr(probes, "measured_workspace", lambda device: 32 * MIB)
+    monkeypatch.setattr(probes, "measured_scratch", scratch)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300 * MIB)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    said: dict[str, Any] = {"kernel": [], "skipped": []}
+
+    def say(**what: Any) -> None:
+        for name, value in what.items():
+            if isinstance(said.get(name), list):
+                said[name].append(value)
+            else:
+                said[name] = value
+
+    calibration_child._calibrate({}, say)
+    return said
+
+
+def test_the_context_is_what_the_allocator_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    methods: list[str] = []
+    said = _measured_by(monkeypatch, lambda job, *_: methods.append(str(job.setup.method)), lambda *_: 7)
+    assert methods == ["full", "qlora"]
+    assert (said["context"], said["workspace"]) == (600 * MIB, 32 * MIB)
+    assert {one["name"] for one in said["kernel"]} == set(PROBES)
+    assert all(one["measured"] == 7 for one in said["kernel"])
+    assert said["skipped"] == []
+    assert said["done"]["versions"]["torch"]
+
+
+def test_what_does_not_work_costs_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A context without the kernels of a step would be too small: it is not told."""
+
+    def step(job: Any, *_: Any) -> None:
+        if job.setup.method == "qlora":
+            raise OSError("libbitsandbytes_cuda130.so: cannot open shared object file")
+
+    def scratch(prepare: Any, device: Any) -> int:
+        if prepare is PROBES["attention, cuDNN"]:
+            raise RuntimeError("No available kernel.\n Aborting execution.")
+        return 7
+
+    said = _measured_by(monkeypatch, step, scratch)
+    assert said["context"] is None
+    assert [one["name"] for one in said["skipped"]] == ["a training step, qlora", "attention, cuDNN"]
+    assert said["skipped"][1]["why"] == "RuntimeError: No available kernel. Aborting execution."
+    assert {one["name"] for one in said["kernel"]} == set(PROBES) - {"attention, cuDNN"}
 
 
 def test_probes_take_what_the_kernels_rules_say() -> None:

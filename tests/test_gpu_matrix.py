@@ -4,12 +4,15 @@ import importlib.util
 import json
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fitplan.errors import ValidationFailed
 from fitplan.setup import Optim
+from fitplan.validation.runner import Target
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_matrix.py"
 
@@ -63,6 +66,177 @@ def test_it_runs_and_resumes(tmp_path: Path) -> None:
     again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
     assert "1 jobs, 1 done before" in again.stdout
     assert record.stat().st_mtime_ns == before
+
+
+# --- whatever happens -------------------------------------------------------------------------------------------------
+
+
+class _Process:
+    """The process of a run that is never started; remembers what is done to it."""
+
+    made: list["_Process"]
+
+    def __init__(self, target: Any, *, expandable: bool) -> None:
+        self.expandable, self.ended = expandable, False
+        _Process.made.append(self)
+
+    def start(self) -> "_Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended = True
+
+
+class _Report:
+    judged, quantities = None, ()
+
+    def __init__(self, case: Any) -> None:
+        self._case = case
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": {"name": self._case.model}, "setup": {"method": str(self._case.setup().method)}, "quantities": [],
+            "measurement": {"out_of_memory": {}}, "runs_on_paper": True,
+        }  # fmt: skip
+
+
+@pytest.fixture
+def run(matrix: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs cases that end as told, without a GPU and without a process."""
+    _Process.made = []
+    monkeypatch.setattr(matrix, "RunProcess", _Process)
+    clock = [0.0]
+    monkeypatch.setattr(matrix.time, "monotonic", lambda: clock[0])
+
+    class Said:
+        runs_on_paper = True
+
+        def __init__(self, case: Any) -> None:
+            self.case = case
+
+    class Forecasts:
+        def of(self, case: Any, seconds: float) -> Any:
+            return "nothing is known of it" if case.model == "phi-4" else Said(case)
+
+    def go(ends: dict[str, Any], cases: list[Any] | None = None, deadline: float = 1000.0) -> dict[str, Any]:
+        seen: dict[str, Any] = {"order": [], "timeouts": []}
+
+        def validate(said: Any, target: Any, options: Any, progress: Any, *, process: Any) -> Any:
+            assert not process.ended
+            assert process.expandable is said.case.setup().expandable_segments
+            waiting = [one for one in _Process.made if not one.ended and one is not process]
+            assert len(waiting) <= 1
+            seen["order"].append(said.case.model)
+            seen["timeouts"].append(options.timeout)
+            clock[0] += 10
+            process.ended = True
+            end = ends.get(said.case.model)
+            if callable(end):
+                end(clock)
+            if isinstance(end, Exception):
+                process.ended = False
+                raise end
+            return _Report(said.case)
+
+        monkeypatch.setattr(matrix, "validate_forecast", validate)
+        matrix.run_all(
+            cases if cases is not None else CASES(matrix), Forecasts(), Target("cpu", None, {}), tmp_path, deadline
+        )
+        assert all(process.ended for process in _Process.made)
+        return seen
+
+    return go
+
+
+def CASES(matrix: Any) -> list[Any]:
+    return [
+        matrix.Case("family", "smollm2-135m", {"method": "full"}),
+        matrix.Case("family", "phi-4", {"method": "full"}),
+        matrix.Case("expandable", "llama-3.2-1b", {"method": "qlora", "expandable_segments": True}),
+        matrix.Case("family", "qwen3-4b", {"method": "lora"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "error", [ValidationFailed("the run was killed", "Traceback\n  line 7"), KeyError("frames"), OSError("disk full")]
+)
+def test_a_job_that_fails_does_not_stop_the_others(error: Exception, run: Any, tmp_path: Path, capsys: Any) -> None:
+    seen = run({"smollm2-135m": error})
+    assert seen["order"] == ["smollm2-135m", "llama-3.2-1b", "qwen3-4b"]
+    assert {path.name.partition("--")[0] for path in tmp_path.glob("*--*.json")} == {"llama-3.2-1b", "qwen3-4b"}
+    (failure,) = json.loads((tmp_path / "failures.json").read_text()).values()
+    assert failure["error"].startswith(type(error).__name__)
+    assert ("line 7" if isinstance(error, ValidationFailed) else "Traceback") in failure["details"]
+    assert "phi-4--method-full: nothing is known of it; skipped" in capsys.readouterr().out
+
+    run({})
+    assert json.loads((tmp_path / "failures.json").read_text()) == {}
+
+
+def test_a_record_is_there_before_the_next_job_begins(run: Any, tmp_path: Path) -> None:
+    there: list[int] = []
+    run(dict.fromkeys(("llama-3.2-1b", "qwen3-4b"), lambda _: there.append(len(list(tmp_path.glob("*--*.json"))))))
+    assert there == [1, 2]
+
+
+def test_what_was_only_late_is_tried_again(run: Any, tmp_path: Path, matrix: Any) -> None:
+    """The second job hangs: it is given what time is left, and no other is begun."""
+    late = ValidationFailed("60 seconds had passed")
+
+    def hang(clock: list[float]) -> None:
+        clock[0] = 70
+        raise late
+
+    seen = run({"llama-3.2-1b": hang}, deadline=70.0)
+    assert seen["order"] == ["smollm2-135m", "llama-3.2-1b"]
+    assert seen["timeouts"] == [70, 60]
+    assert not (tmp_path / "failures.json").exists()
+    assert max(run({}, deadline=10**6)["timeouts"]) == matrix.CASE_SECONDS
+
+
+def test_it_leaves_in_time_though_a_process_cannot_be_ended(tmp_path: Path) -> None:
+    code = (
+        f"import sys, time\nsys.path.insert(0, {str(SCRIPT.parent)!r})\nimport gpu_matrix as matrix\n"
+        "from pathlib import Path\nmatrix.GRACE_SECONDS = 0\n"
+        f"matrix.end_in_time(Path({str(tmp_path)!r}), time.monotonic() + 0.2)\ntime.sleep(100)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 4
+    assert "does not end" in done.stdout
+    assert "0 jobs" in done.stdout
+
+
+def test_a_worker_that_is_killed_costs_no_prediction(matrix: Any, tmp_path: Path) -> None:
+    class Broken:
+        def result(self, timeout: float) -> Any:
+            raise BrokenProcessPool("a process in the process pool was terminated abruptly")
+
+    case = matrix.TINY_CASES[1]
+    forecasts = matrix.Forecasts([case], Target("cpu", None, {}), 1, tmp_path / "predictions.json")
+    forecasts._found = {case.name: Broken()}
+    assert forecasts.of(case, 1.0).runs_on_paper
+    assert json.loads((tmp_path / "predictions.json").read_text())[case.name]["runs"] is True
+
+
+def test_predictions_are_made_side_by_side_without_the_gpu(tmp_path: Path) -> None:
+    """In workers that see no GPU; what is not there in time is not waited for."""
+    code = (
+        f"import sys\nsys.path.insert(0, {str(SCRIPT.parent)!r})\nimport gpu_matrix as matrix\n"
+        "from pathlib import Path\nfrom fitplan.validation.runner import Target\n"
+        "def main():\n"
+        f" path = Path({str(tmp_path / 'predictions.json')!r})\n"
+        " made = matrix.Forecasts(matrix.TINY_CASES, Target('cpu', None, {}), 2, path)\n"
+        " print(repr(made._pool.submit(matrix.os.getenv, 'CUDA_VISIBLE_DEVICES').result()))\n"
+        " print(made.of(matrix.TINY_CASES[0], 0))\n"
+        " print(made.of(matrix.TINY_CASES[1], 200).runs_on_paper)\n"
+        " made.close()\n"
+        "if __name__ == '__main__': main()"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.splitlines() == ["''", "it was not predicted in time", "True"], done.stderr
+    assert len(json.loads((tmp_path / "predictions.json").read_text())) == 1
 
 
 @pytest.mark.parametrize("package", ["platformdirs", "bitsandbytes"])

@@ -251,3 +251,29 @@ def test_fused_experts_stay_unquantised(family: str) -> None:
     if int(__import__("transformers").__version__.split(".")[0]) >= 5:
         assert sum(g.parameters for g in experts) > 0
         assert all(g.storage == "bfloat16" for g in experts)
+
+
+@pytest.mark.parametrize(("gpu", "kbit_prepare", "times"), [(A100, True, 1), (A100, False, 0), (None, True, 0)])
+def test_kbit_preparation_empties_the_cache_after_its_casts(gpu: Gpu | None, kbit_prepare: bool, times: int) -> None:
+    setup = TrainingSetup(method="qlora", batch_size=1, seq_len=8, kbit_prepare=kbit_prepare)
+    trace = trace_training(load_config(FAMILIES["llama"] | {"num_hidden_layers": 6}), setup, gpu).trace
+    assert len(trace.emptied) == times
+    for number in trace.emptied:
+        cast = [a for a in trace.allocations[:number] if a.owner == "lm_head.weight"]
+        assert cast[-1].size == 128 * 64 * 4
+        assert trace.allocations[number + 1].category is Category.ADAPTER_WEIGHTS
+        assert trace.moments[trace.events.index(number)].phase is Phase.PREPARE
+
+
+def test_an_older_peft_empties_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    import peft
+
+    prepare = peft.prepare_model_for_kbit_training
+
+    def older(model: Any, use_gradient_checkpointing: bool = True) -> Any:
+        return prepare(model, use_gradient_checkpointing)
+
+    monkeypatch.setattr(peft, "prepare_model_for_kbit_training", older)
+    setup = TrainingSetup(method="qlora", batch_size=1, seq_len=8)
+    assert not trace_training(load_config(FAMILIES["llama"]), setup, A100).trace.emptied
+    assert peft.prepare_model_for_kbit_training is older

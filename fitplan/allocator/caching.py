@@ -188,6 +188,10 @@ class CachingAllocator:
         self._idle -= block.size
         self.reserved -= block.size
 
+    def empty_cache(self) -> None:
+        """Give back what is not in use, as far as segments are whole (``torch.cuda.empty_cache``, ``emptyCache``)."""
+        self._release_cached()
+
     def _release_cached(self) -> None:
         """Give back whatever is whole and cached (``release_cached_blocks``)."""
         for pool in (self._large, self._small):

@@ -1,6 +1,6 @@
 """A trace, replayed through the model of the caching allocator."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from fitplan.allocator.blocks import Block
@@ -91,7 +91,8 @@ class Replay:
 
 def replay(trace: Trace, settings: AllocatorSettings | None = None, limit_bytes: int | None = None) -> Replay:
     """Replay the births and releases of a trace; see :func:`replay_events`."""
-    peaks = replay_events([allocation.size for allocation in trace.allocations], trace.events, settings, limit_bytes)
+    sizes = [allocation.size for allocation in trace.allocations]
+    peaks = replay_events(sizes, trace.events, settings, limit_bytes, trace.emptied)
     moments = trace.moments
     failed = None
     if peaks.failed_event >= 0:
@@ -111,9 +112,11 @@ def replay_events(
     events: Sequence[int],
     settings: AllocatorSettings | None = None,
     limit_bytes: int | None = None,
+    emptied: Container[int] = frozenset(),
 ) -> Peaks:
     """Replay births (``i``) and releases (``~i``) of blocks, one stream, with no more than ``limit_bytes`` to reserve.
 
+    ``emptied`` are the births, of no bytes, at which the cache is emptied.
     The events must hold everything that comes from the caching allocator; the workspaces of cuBLAS do.
     A garbage collection threshold is a share of ``limit_bytes`` and does nothing without it, as PyTorch's does nothing
     until the program sets a memory fraction.
@@ -133,6 +136,8 @@ def replay_events(
             continue
         size = sizes[event]
         if not size:
+            if event in emptied:
+                allocator.empty_cache()
             continue
         blocks[event] = block = malloc(size)
         if block is None:

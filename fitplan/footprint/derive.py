@@ -13,7 +13,7 @@ from fitplan.footprint.overhead import OverheadSample, replayed
 from fitplan.footprint.size import Lengths, NoFormula, Shape, Size, lengths_of, size_through
 from fitplan.memory import estimate_trace, moment_title
 from fitplan.phase import Phase
-from fitplan.trace.events import CUBLAS_CREATE, Allocation, Category, Moment, Trace
+from fitplan.trace.events import CUBLAS_CREATE, EMPTY_CACHE, Allocation, Category, Moment, Trace
 
 EDGES = 2
 """Layers at either end of a stack that may differ from those between."""
@@ -227,7 +227,8 @@ class _Derivation:
                 later.add(event)
             elif event >= 0 or ~event not in later:
                 events.append(event)
-        return tuple(replayed(self._sizes(shape), events, shape) for shape in shapes)
+        emptied = {number for number, birth in enumerate(births) if birth.allocation.op == EMPTY_CACHE}
+        return tuple(replayed(self._sizes(shape), events, shape, emptied) for shape in shapes)
 
     def _sizes(self, shape: Shape) -> list[int]:
         """The size of every allocation at a shape."""

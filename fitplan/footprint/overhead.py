@@ -5,7 +5,7 @@ made; a job in between lies on the line between its neighbours, and says how far
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from fitplan.footprint.size import Shape
@@ -35,12 +35,17 @@ class OverheadSample:
         return self.batch_size * self.seq_len
 
 
-def replayed(sizes: Sequence[int], events: Sequence[int], shape: Shape) -> OverheadSample:
-    """What the allocator adds to a job of this shape, whose blocks have these sizes."""
+def replayed(sizes: Sequence[int], events: Sequence[int], shape: Shape, emptied: Container[int]) -> OverheadSample:
+    """What the allocator adds to a job of this shape, whose blocks have these sizes.
+
+    ``emptied`` are the births, of no bytes, at which its cache is emptied.
+    """
     from fitplan.allocator.replay import replay_events  # a shipped answer replays nothing, and starts sooner
     from fitplan.allocator.settings import EXPANDABLE, PLAIN
 
-    plain, expandable = (replay_events(sizes, events, settings).overhead for settings in (PLAIN, EXPANDABLE))
+    plain, expandable = (
+        replay_events(sizes, events, settings, emptied=emptied).overhead for settings in (PLAIN, EXPANDABLE)
+    )
     return OverheadSample(shape.batch_size, shape.seq_len, plain, expandable)
 
 

@@ -95,6 +95,9 @@ MICRO_BATCHES = 2
 CUBLAS_CREATE = "cublasCreate"
 """The ``op`` of a cuBLAS handle's workspace."""
 
+EMPTY_CACHE = "empty_cache"
+"""The ``op`` of no bytes at all, where the program has the caching allocator give back what it does not use."""
+
 
 @dataclass(slots=True)
 class Allocation:
@@ -134,6 +137,11 @@ class Trace:
     events: list[int] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
     stacks: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def emptied(self) -> frozenset[int]:
+        """The allocations, of no bytes, that stand for an emptied cache."""
+        return frozenset(number for number, one in enumerate(self.allocations) if one.op == EMPTY_CACHE)
 
     def born(self, allocation: Allocation, moment: Moment) -> int:
         """Append a birth; the number of the allocation."""

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +21,16 @@ from fitplan.step.job import Observer, Place
 from fitplan.step.model import build_skeleton, load_model, warmed_up
 from fitplan.step.run import train, update
 from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten
-from fitplan.trace.events import CUBLAS_CREATE, MICRO_BATCHES, Allocation, Category, Layer, Trace, layer_of_path
+from fitplan.trace.events import (
+    CUBLAS_CREATE,
+    EMPTY_CACHE,
+    MICRO_BATCHES,
+    Allocation,
+    Category,
+    Layer,
+    Trace,
+    layer_of_path,
+)
 from fitplan.trace.flash_attn import flash_attn_package
 from fitplan.trace.kernels import Gpu
 from fitplan.trace.liger import liger_on_meta
@@ -104,6 +114,8 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
         stack.enter_context(_fresh_process())
         if setup.attn is Attention.FLASH_ATTENTION_2:
             stack.enter_context(flash_attn_package())
+        if setup.kbit_prepare and gpu is not None:
+            stack.enter_context(_emptied_cache(recorder))
         if setup.use_liger_kernel and gpu is not None:
             with suppress(ImportError):  # the step says what is missing
                 stack.enter_context(liger_on_meta(gpu, recorder.enter_loss))
@@ -147,6 +159,30 @@ def _fresh_process() -> Iterator[None]:
         torch.set_rng_state(state)
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def _emptied_cache(recorder: Recorder) -> Iterator[None]:
+    """Inside, k-bit preparation says that it empties the cache of the caching allocator at its end.
+
+    Source: peft ``utils/other.py``, ``prepare_model_for_kbit_training``, where it has ``auto_clear_cache``: after the
+    casts to float32, if there is a GPU. What it does after that takes no memory.
+    """
+    import peft
+
+    prepare = peft.prepare_model_for_kbit_training
+
+    def prepare_and_say(*args: Any, **kwargs: Any) -> Any:
+        model = prepare(*args, **kwargs)
+        recorder.reserve(Allocation(0, Category.TEMPORARIES, "k-bit preparation", EMPTY_CACHE))
+        return model
+
+    if "auto_clear_cache" in inspect.signature(prepare).parameters:
+        peft.prepare_model_for_kbit_training = prepare_and_say
+    try:
+        yield
+    finally:
+        peft.prepare_model_for_kbit_training = prepare
 
 
 def _with_workspaces(recorder: Recorder, gpu: Gpu | None) -> Observer:

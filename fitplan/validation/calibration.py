@@ -65,7 +65,8 @@ def measure_gpu(target: Target, timeout: float) -> Calibration:
     assert gpu is not None, "there is nothing to measure on the CPU"
     context, skipped = None, {}
     kernels: list[Kernel] = []
-    with Child("fitplan.validation.calibration_child", {}, timeout, target.environment) as child:
+    with Child("fitplan.validation.calibration_child", target.environment) as child:
+        child.ask({}, timeout)
         while "done" not in (said := child.hear()):
             if "workspace" in said:
                 kernels.append(Kernel("workspace of cuBLAS", cublas_workspace(gpu.capability), said["workspace"]))

@@ -1,16 +1,20 @@
 """The process that runs a job: ``python -m fitplan.validation.child`` with the job as one line of JSON on stdin.
 
-It leaves when stdin is closed, as it is when the process that started it ends, whatever way.
+It imports what it needs first, which takes longer than many a job, and may be started before there is a job. It leaves
+when stdin is closed, as it is when the process that started it ends, whatever way.
 
 On stdout goes one JSON object a line: ``{"phase": …}`` for each phase that is over, and at the end ``{"done": …}``,
-``{"out_of_memory": …}`` or ``{"error": …}``.
+``{"out_of_memory": …}`` or ``{"error": …}``. On stderr goes what libraries print, and where an error comes from.
 """
 
 import json
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from fitplan.errors import FitplanError
@@ -22,28 +26,48 @@ Say = Callable[..., None]
 
 def main() -> int:
     """Run the job; 0 if it ran, ran out of memory included."""
-    return answer(lambda question, say: _run(Job.from_dict(question), say))
+    return answer(lambda question, say: _run(Job.from_dict(question), say), _get_ready)
 
 
-def answer(run: Callable[[dict[str, Any], Say], None]) -> int:
-    """Let ``run`` answer the question on stdin; the exit code."""
-    channel, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no part of the answer
+def answer(run: Callable[[dict[str, Any], Say], None], get_ready: Callable[[], None] = lambda: None) -> int:
+    """Get ready, then let ``run`` answer the question on stdin; the exit code."""
+    channel = _own_channel()
 
     def say(**what: Any) -> None:
         print(json.dumps(what), file=channel, flush=True)
 
-    question = json.loads(sys.stdin.readline())
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         with quiet(), needed_for("a validation run"):
-            run(question, say)
+            get_ready()
+            line = sys.stdin.readline()
+            if not line:  # nobody asks any more
+                return 1
+            threading.Thread(target=_leave_with_parent, daemon=True).start()
+            run(json.loads(line), say)
     except FitplanError as error:
         say(error=str(error))
         return 1
     except Exception as error:  # whatever a library raises inside the step is the result of this run
+        traceback.print_exc()
+        sys.stderr.flush()
         say(error=f"the run failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         return 1
     return 0
+
+
+def _own_channel() -> Any:
+    """Stdout as it is, which from now on is stderr: what libraries print there, those in C too, is no answer."""
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = sys.stderr
+    return channel
+
+
+def _get_ready() -> None:
+    """Import what takes long; no import makes a CUDA context. What is not there is missed where it is needed."""
+    for name in ("bitsandbytes", "peft", "fitplan.validation.loop", "fitplan.validation.meter"):
+        with suppress(ImportError):
+            import_module(name)
 
 
 def _leave_with_parent() -> None:
@@ -53,31 +77,33 @@ def _leave_with_parent() -> None:
 
 
 def _run(job: Job, say: Say) -> None:
+    from fitplan.validation.process_memory import ProcessMemory, driver_versions
+
+    memory = ProcessMemory() if job.device != "cpu" else None  # before CUDA is used
     import torch
 
     from fitplan.step.job import Place
     from fitplan.validation.loop import run
     from fitplan.validation.meter import CpuMeter, CudaMeter, LimitReached, Meter, write_events
-    from fitplan.validation.process_memory import ProcessMemory, driver_versions
 
     def told(phase: PhaseMemory) -> None:
         say(phase=phase.to_dict())
 
-    on_cpu = job.device == "cpu"
+    on_cpu = memory is None
     device = torch.device(job.device)
     meter: Meter
-    if on_cpu:
+    if memory is None:
         meter = CpuMeter(told, job.limit_bytes)
     else:
-        meter = CudaMeter(told, job.limit_bytes, device, job.events is not None, ProcessMemory())
+        meter = CudaMeter(told, job.limit_bytes, device, job.events is not None, memory)
     name = "CPU" if on_cpu else torch.cuda.get_device_name(device)
     failed: Exception | None = None
     try:
         run(job, Place("cpu", "cpu") if on_cpu else Place("cuda", "cuda"), meter)
-    except (torch.OutOfMemoryError, LimitReached, MemoryError) as error:
+    except (LimitReached, MemoryError) as error:
         failed = error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # as PyTorch's CPU allocator says it
+        if not _is_out_of_memory(error):
             raise
         failed = error
     if job.events is not None:
@@ -87,6 +113,15 @@ def _run(job: Job, say: Say) -> None:
         say(out_of_memory={"phase": phase, "step": step, "message": " ".join(str(failed).split())[:300]})
     versions = installed_versions(job.setup) | ({} if on_cpu else driver_versions())
     say(done={"device": name, "versions": versions})
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
+"""As PyTorch's allocators say it, that of the CPU (``c10/core/impl/alloc_cpu.cpp``) and that of CUDA; as CUDA says it
+where a kernel has no room to be loaded (``cudaErrorMemoryAllocation``); and cuBLAS and cuDNN, in their status."""
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 if __name__ == "__main__":

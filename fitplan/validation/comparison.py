@@ -11,7 +11,7 @@ from typing import Any, Self
 from fitplan.allocator.caching import CachingAllocator
 from fitplan.allocator.settings import AllocatorSettings
 from fitplan.phase import Phase
-from fitplan.trace.events import CUBLAS_CREATE, Trace
+from fitplan.trace.events import CUBLAS_CREATE, EMPTY_CACHE, Trace
 from fitplan.validation.job import Measurement, OutOfMemory, PhaseMemory
 
 LATER = 1
@@ -40,6 +40,8 @@ def predicted_phases(trace: Trace, *, expandable: bool) -> tuple[PhaseMemory, ..
         if event >= 0:
             if size := trace.allocations[event].size:
                 blocks[event] = allocator.malloc(size)
+            elif trace.allocations[event].op == EMPTY_CACHE:
+                allocator.empty_cache()
         elif ~event in blocks:
             allocator.free(blocks.pop(~event))
         now = (allocator.requested, allocator.allocated, allocator.reserved)
@@ -167,8 +169,11 @@ def by_place(phases: Iterable[PhaseMemory]) -> dict[tuple[str, int], PhaseMemory
     return highest
 
 
-def quantities(predicted: Iterable[PhaseMemory], measurement: Measurement, context_bytes: int) -> list[Quantity]:
-    """Peaks of the whole run, as far as they were measured; none of a run that did not come to its end."""
+def quantities(predicted: Iterable[PhaseMemory], measurement: Measurement, beside_bytes: int) -> list[Quantity]:
+    """Peaks of the whole run, as far as they were measured; none of a run that did not come to its end.
+
+    ``beside_bytes`` is the device memory that the caching allocator does not know of.
+    """
     if measurement.out_of_memory is not None:
         return []
     ours, theirs = tuple(predicted), measurement.phases
@@ -179,7 +184,7 @@ def quantities(predicted: Iterable[PhaseMemory], measurement: Measurement, conte
             found.append(Quantity(f"peak_{name}", max(getattr(one, name) or 0 for one in ours), most))
     process = max((one.process_bytes or 0 for one in theirs), default=0)
     if process:
-        found.append(Quantity("device_bytes", max(one.reserved_bytes or 0 for one in ours) + context_bytes, process))
+        found.append(Quantity("device_bytes", max(one.reserved_bytes or 0 for one in ours) + beside_bytes, process))
     return found
 
 

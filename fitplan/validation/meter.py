@@ -1,6 +1,7 @@
 """Instruments: how much memory a running program takes, phase by phase, on the CPU and on CUDA."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -198,10 +199,13 @@ class CudaMeter:
         return found
 
 
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+
+
 def _caller(frames: list[dict[str, Any]]) -> str:
-    """The innermost frame that is not PyTorch's own."""
+    """The innermost frame that is not PyTorch's own; a folder above it may be called so as well."""
     for frame in frames:
-        if "/torch/" not in frame["filename"] and frame["filename"] != "??":
+        if not frame["filename"].startswith(_TORCH) and frame["filename"] != "??":
             return f"{Path(frame['filename']).name}:{frame['line']} {frame['name']}"
     return ""
 

@@ -1,6 +1,7 @@
 """Single operators whose kernels take scratch memory: what they take on a GPU, and what the trace says they take."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ Call = Callable[[], Any]
 BF16 = torch.bfloat16
 
 
-def attention(backend: SDPBackend, key_heads: int = 8, *, masked: bool = False) -> Callable[[str], Call]:
-    """Forward and backward of scaled dot product attention over 8 heads of 1024 x 64."""
+def attention(backend: SDPBackend | None, key_heads: int = 8, *, masked: bool = False) -> Callable[[str], Call]:
+    """Forward and backward of scaled dot product attention over 8 heads of 1024 x 64; ``None``: as PyTorch chooses."""
 
     def prepare(device: str) -> Call:
         query = torch.ones(2, 8, 1024, 64, dtype=BF16, device=device, requires_grad=True)
@@ -31,7 +32,7 @@ def attention(backend: SDPBackend, key_heads: int = 8, *, masked: bool = False) 
         gradient = torch.ones_like(query)
 
         def call() -> Any:
-            with sdpa_kernel(backend):
+            with sdpa_kernel(backend) if backend is not None else nullcontext():
                 output = nn.functional.scaled_dot_product_attention(
                     query, key, value, mask, is_causal=mask is None, enable_gqa=key_heads != 8
                 )
@@ -87,9 +88,14 @@ def clipping(device: str) -> Call:
 
 
 PROBES: dict[str, Callable[[str], Call]] = {
+    "attention, as chosen": attention(None),
+    "attention, as chosen, grouped queries": attention(None, 2),
+    "attention, as chosen, masked": attention(None, masked=True),
     "attention, flash": attention(SDPBackend.FLASH_ATTENTION),
     "attention, flash, grouped queries": attention(SDPBackend.FLASH_ATTENTION, 2),
     "attention, cuDNN": attention(SDPBackend.CUDNN_ATTENTION),
+    "attention, cuDNN, grouped queries": attention(SDPBackend.CUDNN_ATTENTION, 2),
+    "attention, cuDNN, masked": attention(SDPBackend.CUDNN_ATTENTION, masked=True),
     "attention, memory-efficient": attention(SDPBackend.EFFICIENT_ATTENTION, masked=True),
     "embedding backward": embedding,
     "product in 4 bit": product_in_4_bit,

@@ -20,11 +20,21 @@ Watch = Callable[[PhaseMemory], None]
 GRACE_SECONDS = 5
 """Between asking a process to end and killing it."""
 
+LAST_LINES = 60
+"""Of what a process wrote to stderr, as the details of its failure: a traceback fits."""
+
 
 def measure(
-    job: Job, *, timeout: float, watch: Watch = lambda _: None, environment: Mapping[str, str] | None = None
+    job: Job,
+    *,
+    timeout: float,
+    watch: Watch = lambda _: None,
+    environment: Mapping[str, str] | None = None,
+    child: "Child | None" = None,
 ) -> Measurement:
     """Run ``job`` and hear what it measures; ``watch`` is told of every phase as it ends.
+
+    ``child`` is the process to run it in, with its own environment, where one was started before.
 
     Raises:
         ValidationFailed: the run failed, was killed, or took longer than ``timeout`` seconds.
@@ -38,9 +48,9 @@ def measure(
             f"after {phases[-1].phase} of step {phases[-1].step + 1}" if phases else "before its first phase was over"
         )
 
-    child = Child("fitplan.validation.child", job.to_dict(), timeout, environment or {}, where)
-    with child:
-        while "done" not in (said := child.hear()):
+    with child or Child(RUNS_JOBS, environment or {}) as process:
+        process.ask(job.to_dict(), timeout, where)
+        while "done" not in (said := process.hear()):
             if "phase" in said:
                 phases.append(PhaseMemory(**said["phase"]))
                 watch(phases[-1])
@@ -49,51 +59,68 @@ def measure(
     return Measurement(tuple(phases), said["done"]["device"], said["done"]["versions"], failed)
 
 
-class Child:
-    """A process that is asked one question, a line of JSON, and answers in lines of JSON."""
+RUNS_JOBS = "fitplan.validation.child"
+"""The module of a process that runs a job."""
 
-    def __init__(
-        self,
-        module: str,
-        question: Mapping[str, Any],
-        timeout: float,
-        environment: Mapping[str, str],
-        where: Callable[[], str] = lambda: "before it answered",
-    ) -> None:
-        self._module, self._question, self._where = module, json.dumps(question), where
+
+class Child:
+    """A process that is asked one question, a line of JSON, and answers in lines of JSON.
+
+    It may be started (:meth:`start`) before there is a question, and gets ready for it then.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str]) -> None:
+        self._module = module
         self._environment = {**os.environ, "PYTHONPATH": _python_path(), **environment}
-        self._timeout, self._late = timeout, threading.Event()
+        self._process: subprocess.Popen[str] | None = None
+        self._timer: threading.Timer | None = None
+        self._timeout, self._late = 0.0, threading.Event()
+        self._where: Callable[[], str] = lambda: "before it answered"
         self._complaints: list[str] = []
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Start the process; it ends with this one."""
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
+            errors="replace",  # what libraries write to stderr may be anything
             env=self._environment,
             start_new_session=True,  # Ctrl-C reaches the parent only, which ends the child
         )
-        self._timer = threading.Timer(self._timeout, self._end_late)
-        self._timer.daemon = True
         self._listener = threading.Thread(target=_drain, args=(self._process.stderr, self._complaints), daemon=True)
-        try:
-            self._timer.start()
-            self._listener.start()
-            self._ask()
-        except BaseException:
-            self.__exit__()
-            raise
+        self._listener.start()
+
+    def __enter__(self) -> Self:
+        if self._process is None:
+            self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._process is None:
+            return
         _end(self._process)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with suppress(BrokenPipeError):  # closing writes what is left
                     stream.close()
+
+    def ask(self, question: Mapping[str, Any], timeout: float, where: Callable[[], str] | None = None) -> None:
+        """Put the question; the answer must be complete after ``timeout`` seconds. ``where`` says how far it is."""
+        process = self._running
+        self._timeout, self._where = timeout, where or self._where
+        self._timer = threading.Timer(timeout, self._end_late)
+        self._timer.daemon = True
+        self._timer.start()
+        with suppress(BrokenPipeError):  # it has ended already; its exit code tells
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()  # and stays open: the run ends with this process
 
     def hear(self) -> dict[str, Any]:
         """What it says next.
@@ -102,28 +129,28 @@ class Child:
             ValidationFailed: it tells of an error, or says no more.
 
         """
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        stdout = self._running.stdout
+        assert stdout is not None
+        line = stdout.readline()
         if not line.endswith("\n"):  # no more, or killed in the middle of a sentence
-            raise ValidationFailed(self._why())
+            raise ValidationFailed(self._why(), self._last_words())
         said: dict[str, Any] = json.loads(line)
         if "error" in said:
-            raise ValidationFailed(said["error"])
+            raise ValidationFailed(said["error"], self._last_words())
         return said
 
-    def _ask(self) -> None:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended already; its exit code tells
-            self._process.stdin.write(self._question + "\n")
-            self._process.stdin.flush()  # and stays open: the run ends with this process
+    @property
+    def _running(self) -> subprocess.Popen[str]:
+        assert self._process is not None, "it is started first"
+        return self._process
 
     def _end_late(self) -> None:
         self._late.set()
-        _end(self._process)
+        _end(self._running)
 
     def _why(self) -> str:
         """Why it says no more."""
-        code, where = self._process.wait(), self._where()
+        code, where = self._running.wait(), self._where()
         if self._late.is_set():
             return (
                 f"the run was ended {where}: {counted(self._timeout, 'second')} had passed; give it more with timeout"
@@ -131,9 +158,17 @@ class Child:
         if code < 0:
             hint = "; the machine may be out of memory" if -code == signal.SIGKILL else ""
             return f"the run was killed by {signal.Signals(-code).name} {where}{hint}"
-        self._listener.join(GRACE_SECONDS)
-        last = next((line.strip() for line in reversed(self._complaints) if line.strip()), "it said nothing")
+        last = next(
+            (line.strip() for line in reversed(self._last_words().splitlines()) if line.strip()), "it said nothing"
+        )
         return f"the run ended with exit code {code} {where}: {last}"
+
+    def _last_words(self) -> str:
+        """The end of what it wrote to stderr, once it has ended."""
+        with suppress(subprocess.TimeoutExpired):
+            self._running.wait(GRACE_SECONDS)
+        self._listener.join(GRACE_SECONDS)
+        return "".join(self._complaints[-LAST_LINES:])
 
 
 def _python_path() -> str:

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from typing import Any
 
 from fitplan.devices.nvml import Failure, Handle, Nvml, ask, known, load, read_memory
 
@@ -9,8 +10,9 @@ from fitplan.devices.nvml import Failure, Handle, Nvml, ask, known, load, read_m
 class ProcessMemory:
     """Device memory of this process on the one GPU that it sees.
 
-    Where the driver does not tell of processes, as in many containers, it is what the whole GPU holds beyond what it
-    held when this was made, which must be before CUDA is used; others must be still in the meantime.
+    Where the driver does not tell of this process, as in many containers (whose numbers are not the driver's), or says
+    that it holds nothing, it is what the whole GPU holds beyond what it held when this was made, which must be before
+    CUDA is used; others must be still in the meantime.
     """
 
     def __init__(self, nvml: Nvml | None = None, visible: str | None = None) -> None:
@@ -23,7 +25,7 @@ class ProcessMemory:
     def read(self) -> int | None:
         """Bytes, as of now; ``None`` where the driver does not tell."""
         own = self._own()
-        if own is not None:
+        if own:
             return own
         now = self._used()
         return None if now is None or self._before is None else max(0, now - self._before)
@@ -53,12 +55,14 @@ def _open(nvml: Nvml, visible: str) -> Handle | None:
 
 
 def driver_versions() -> dict[str, str]:
-    """The driver, and the CUDA that PyTorch was built for; what cannot be had is left out."""
+    """The driver, cuDNN, and the CUDA that PyTorch was built for; what cannot be had is left out."""
     found: dict[str, str] = {}
     with suppress(Exception):
         import torch
 
         found["cuda"] = str(torch.version.cuda)
+        version: Any = torch.backends.cudnn.version
+        found["cudnn"] = str(version())  # from some version on it computes attention
     nvml = load()
     if nvml is not None and not isinstance(ask(nvml.nvmlInit), Failure):
         driver = known(ask(nvml.nvmlSystemGetDriverVersion))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 from fitplan.allocator.replay import replay
 from fitplan.allocator.settings import VARIABLES, AllocatorSettings
@@ -15,8 +16,8 @@ from fitplan.devices.detect import MigSlice, choose, detect, to_device
 from fitplan.devices.device import Device
 from fitplan.errors import InputError, NoUsableGpu
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import TrainingSetup
-from fitplan.trace.events import MICRO_BATCHES, Trace
+from fitplan.setup import Optim, TrainingSetup
+from fitplan.trace.events import MICRO_BATCHES, Category, Trace
 from fitplan.tracer import Progress, installed_versions, trace_job
 from fitplan.units import gib
 from fitplan.validation.comparison import (
@@ -32,7 +33,7 @@ from fitplan.validation.comparison import (
     quantities,
 )
 from fitplan.validation.job import Expectation, Job, Measurement, PhaseMemory, Runner
-from fitplan.validation.process import measure
+from fitplan.validation.process import RUNS_JOBS, Child, measure
 from fitplan.validation.report import ValidationReport
 
 CPU = "cpu"
@@ -141,6 +142,7 @@ class Forecast:
         trace: the traced step.
         phases: what each phase is expected to measure.
         context_bytes: of the CUDA context.
+        paged_bytes: optimizer states in managed memory, as far as there is room for them on the GPU.
         runs_on_paper: whether the job gets through the memory that it may take.
 
     """
@@ -150,7 +152,18 @@ class Forecast:
     trace: Trace
     phases: tuple[PhaseMemory, ...]
     context_bytes: int
+    paged_bytes: int
     runs_on_paper: bool
+
+    @property
+    def peak_reserved_bytes(self) -> int:
+        """The most that the caching allocator takes from the driver."""
+        return max(phase.reserved_bytes or 0 for phase in self.phases)
+
+    @property
+    def beside_bytes(self) -> int:
+        """Device memory that the caching allocator does not know of."""
+        return self.context_bytes + self.paged_bytes
 
 
 def forecast(
@@ -167,13 +180,78 @@ def forecast(
     phases = predicted_phases(run.trace, expandable=setup.expandable_segments)
     if target.gpu is None:
         runs = limit_bytes is None or max(phase.requested_bytes for phase in phases) <= limit_bytes
-        return Forecast(model, resolved, run.trace, phases, 0, runs)
+        return Forecast(model, resolved, run.trace, phases, 0, 0, runs)
     context = context_on(target.gpu).bytes
     free = target.gpu.usable_bytes - context
     room = free if limit_bytes is None else min(limit_bytes, free)
     settings = AllocatorSettings(expandable_segments=setup.expandable_segments)
-    runs = replay(run.trace, settings, room).out_of_memory is None
-    return Forecast(model, resolved, run.trace, phases, context, runs)
+    replayed = replay(run.trace, settings, room)
+    trained = sum(group.parameters for group in run.parameters if group.trainable)
+    paged = min(
+        _paged_bytes(model, setup, target.gpu, trained, run.trace, progress), free - replayed.peaks.peak_reserved_bytes
+    )
+    return Forecast(model, resolved, run.trace, phases, context, max(0, paged), replayed.out_of_memory is None)
+
+
+def _paged_bytes(
+    model: ModelConfig, setup: TrainingSetup, gpu: Device, trained: int, trace: Trace, progress: Progress
+) -> int:
+    """States that a paged optimizer keeps in managed memory, which is not the caching allocator's.
+
+    They are those that the same optimizer allocates where it does not page: of 32 bits two for each number, and of
+    8 bits what a trace of it shows (bitsandbytes ``optim/optimizer.py``, ``get_state_buffer``).
+    """
+    if setup.optim is Optim.PAGED_ADAMW_32BIT:
+        return 2 * 4 * trained - _states(trace)
+    if setup.optim is Optim.PAGED_ADAMW_8BIT:
+        twin = trace_job(model, setup.with_(optim=Optim.ADAMW_8BIT), gpu.capability, progress, only_optimizer=True)
+        return _states(twin.trace) - _states(trace)
+    return 0
+
+
+def _states(trace: Trace) -> int:
+    return sum(one.size for one in trace.allocations if one.category is Category.OPTIMIZER_STATES)
+
+
+class RunProcess:
+    """The process of a run, and the folder for what it leaves behind.
+
+    It may be started before the job is asked of it (:meth:`start`): it imports what it needs in the meantime, which
+    takes longer than many a job, and does not touch the GPU.
+    """
+
+    def __init__(self, target: Target, *, expandable: bool) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="fitplan-")
+        self.child = Child(
+            RUNS_JOBS,
+            {
+                **target.environment,
+                **dict.fromkeys(VARIABLES, f"expandable_segments:{expandable}"),
+                **dict.fromkeys(FOLDER_VARIABLES, self._folder.name),
+            },
+        )
+
+    @property
+    def folder(self) -> str:
+        """Where it is."""
+        return self._folder.name
+
+    def start(self) -> Self:
+        """Start the process."""
+        self.child.start()
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process, and remove the folder."""
+        self.child.__exit__()
+        self._folder.cleanup()
+
+
+FOLDER_VARIABLES = ("TMPDIR", "TEMP", "TMP")
+"""What the run leaves behind when it is killed goes with the folder."""
 
 
 def validate_job(
@@ -196,9 +274,16 @@ def validate_job(
 
 
 def validate_forecast(
-    said: Forecast, target: Target, options: Options, progress: Progress, watch: Watch = lambda _: None
+    said: Forecast,
+    target: Target,
+    options: Options,
+    progress: Progress,
+    watch: Watch = lambda _: None,
+    process: RunProcess | None = None,
 ) -> ValidationReport:
     """Run a job that was predicted, and hold one against the other.
+
+    ``process`` is the process to run it in, where one was started before for this setup; it is ended here.
 
     Raises:
         InputError: less memory is free than the job is predicted to take.
@@ -210,8 +295,9 @@ def validate_forecast(
     accumulation = said.setup.gradient_accumulation_steps
     shown = as_trainer_tells(said.phases) if options.runner is Runner.TRAINER else said.phases
     watch(_expectation(shown, target, all_in_first=accumulation == 1))
-    with tempfile.TemporaryDirectory(prefix="fitplan-") as folder:
-        events = os.path.join(folder, "events")  # noqa: PTH118  a string, for another process
+    all_traced = accumulation <= MICRO_BATCHES and not said.setup.use_liger_kernel
+    with process or RunProcess(target, expandable=said.setup.expandable_segments) as running:
+        events = os.path.join(running.folder, "events")  # noqa: PTH118  a string, for another process
         job = Job(
             model=said.model.settings,
             setup=said.setup,
@@ -220,11 +306,10 @@ def validate_forecast(
             steps=options.steps,
             limit_bytes=options.limit_bytes,
             weights=options.weights,
-            events=events if options.history and options.runner is Runner.STEP else None,
+            events=events if options.history and options.runner is Runner.STEP and all_traced else None,
         )
-        measurement = _measured(job, target, folder, options, progress, watch)
-        all_traced = accumulation <= MICRO_BATCHES and not said.setup.use_liger_kernel
-        births = list(measured_births(events)) if job.events and all_traced else []
+        measurement = _measured(job, running.child, options, progress, watch)
+        births = list(measured_births(events)) if job.events else []
     known, births = (
         comparable(found, all_in_first=accumulation == 1, on_cpu=target.gpu is None, ended_in=measurement.out_of_memory)
         for found in (predicted_births(said.trace) if births else (), births)
@@ -234,7 +319,7 @@ def validate_forecast(
         setup=said.setup,
         job=replace(job, events=None),
         measurement=measurement,
-        quantities=tuple(quantities(said.phases, measurement, said.context_bytes)),
+        quantities=tuple(quantities(said.phases, measurement, said.beside_bytes)),
         phases=tuple(pairs(shown, measurement.phases, all_in_first=accumulation == 1)),
         differences=tuple(differences(known, births)),
         first_difference=first_difference(known, births),
@@ -265,19 +350,10 @@ def _check_room(said: Forecast, target: Target, options: Options) -> None:
         )
 
 
-FOLDER_VARIABLES = ("TMPDIR", "TEMP", "TMP")
-"""What the run leaves behind when it is killed goes with this process's folder."""
-
-
-def _measured(job: Job, target: Target, folder: str, options: Options, progress: Progress, watch: Watch) -> Measurement:
+def _measured(job: Job, child: Child, options: Options, progress: Progress, watch: Watch) -> Measurement:
     def told(phase: PhaseMemory) -> None:
         progress(f"step {phase.step + 1}, {phase.phase}: {gib(phase.bytes)}")
         watch(phase)
 
     progress("starting the run")
-    environment = {
-        **target.environment,
-        **dict.fromkeys(VARIABLES, f"expandable_segments:{job.setup.expandable_segments}"),
-        **dict.fromkeys(FOLDER_VARIABLES, folder),
-    }
-    return measure(job, timeout=options.timeout, watch=told, environment=environment)
+    return measure(job, timeout=options.timeout, watch=told, child=child)
