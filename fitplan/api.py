@@ -11,10 +11,11 @@ from fitplan.cuda import AMPERE
 from fitplan.devices.context import context_on
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError, MissingDependency, ModelNotSupported, SetupConflict
-from fitplan.estimator import SHIPPED, answer, footprint_of, known_estimate
+from fitplan.estimator import answer, footprint_of, known_estimate
 from fitplan.explanation import Explanation, explain_peak
 from fitplan.fitmap import FitMap, draw_map
 from fitplan.footprint.recipe import shape_of
+from fitplan.footprint.store import SHIPPED
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.plan import CheckReport, Plan

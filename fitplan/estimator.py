@@ -20,7 +20,7 @@ from fitplan.tracer import Progress, installed_versions, needed_for, trace_job
 if TYPE_CHECKING:
     from fitplan.footprint.survey import Survey
 
-SHIPPED, TRACE = "shipped", "trace"
+TRACE = "trace"
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """Why the peak is what it is: the formula of the highest moment, term by term."""
 
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from fitplan.cuda import rounded
+from fitplan.errors import InputError
 from fitplan.footprint.footprint import CATEGORIES, Piece, Summit
+from fitplan.footprint.recipe import shape_of
 from fitplan.footprint.size import LENGTHS, Lengths, Shape, lengths_of
-from fitplan.footprint.store import StoredFootprint
+from fitplan.footprint.store import SHIPPED, StoredFootprint, find_shipped
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 from fitplan.trace.events import Category
@@ -62,6 +65,7 @@ class Explanation:
         terms: largest first; their bytes and ``rounding_bytes`` sum to ``peak_bytes``.
         rounding_bytes: what the allocator adds to reach whole multiples of 512 bytes.
         changes: how the peak moves.
+        is_for_one_rank: whether it holds for this rank only, as where an optimizer treats small parameters differently.
         source: ``"shipped"``, ``"cache"`` or ``"trace"``.
 
     """
@@ -73,6 +77,7 @@ class Explanation:
     terms: tuple[Term, ...]
     rounding_bytes: int
     changes: tuple[Change, ...]
+    is_for_one_rank: bool
     source: str
 
     @property
@@ -123,7 +128,8 @@ def explain_peak(
         {name: value for name, value in values.items() if name in used},
         terms,
         peak - sum(term.bytes for term in terms),
-        _changes(stored, shape, capability, peak),
+        _changes(model, setup, stored, capability, peak),
+        piece.region.lora_r[0] == piece.region.lora_r[1] > 0,
         stored.source,
     )
 
@@ -153,13 +159,27 @@ def _value(coefficient: int, lengths: Lengths, values: dict[str, int]) -> int:
     return coefficient
 
 
-def _changes(stored: StoredFootprint, shape: Shape, capability: tuple[int, int], peak: int) -> tuple[Change, ...]:
-    """One row more, 1024 tokens more, twice the rank, one micro-batch more; as far as the footprint reaches."""
-    steps = {"batch_size": 1, "seq_len": 1024, "lora_r": shape.lora_r, "gradient_accumulation_steps": 1}
+def _changes(
+    model: ModelConfig, setup: TrainingSetup, stored: StoredFootprint, capability: tuple[int, int], peak: int
+) -> tuple[Change, ...]:
+    """One row more, 1024 tokens more, twice the rank, one micro-batch more; as far as footprints reach."""
+    steps = {"batch_size": 1, "seq_len": 1024, "lora_r": setup.lora_r, "gradient_accumulation_steps": 1}
     found = []
     for name, by in steps.items():
-        further = replace(shape, **{name: getattr(shape, name) + by})
-        piece = stored.piece(further)
-        if by and piece is not None:
-            found.append(Change(name, by, piece.estimate(further, capability).peak_allocated_bytes - peak))
+        with suppress(InputError):  # more than any setup may have
+            further = setup.with_(**{name: getattr(setup, name) + by}) if by else None
+            piece = further and _piece_of(model, further, stored, capability)
+            if by and further and piece:
+                grown = piece.estimate(shape_of(further), capability).peak_allocated_bytes
+                found.append(Change(name, by, grown - peak))
     return tuple(found)
+
+
+def _piece_of(
+    model: ModelConfig, setup: TrainingSetup, stored: StoredFootprint, capability: tuple[int, int]
+) -> Piece | None:
+    """The whole step of a setup that may differ in its rank, and with it in what ships for its optimizer."""
+    if stored.source == SHIPPED:
+        found = find_shipped(model, setup, capability)
+        return found.piece(shape_of(setup)) if found else None
+    return stored.piece(shape_of(setup))

@@ -19,7 +19,7 @@ from fitplan.footprint.recipe import shape_of
 from fitplan.memory import MemoryEstimate, MemoryMoment
 from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.plan import CheckReport
-from fitplan.setup import TrainingSetup
+from fitplan.setup import Optim, TrainingSetup
 from fitplan.trace.events import Category
 from fitplan.tracer import installed_versions
 
@@ -234,3 +234,16 @@ def test_the_shipped_path_imports_nothing_heavy(command: str, tmp_path: Path) ->
     )
     assert done.stderr.strip().endswith("[] 0")
     assert "GiB" in done.stdout
+
+
+@pytest.mark.parametrize("optim", list(Optim))
+def test_the_formula_tells_how_the_peak_of_each_optimizer_moves(optim: Optim) -> None:
+    """Also where the optimizer treats the small parameters of another rank differently."""
+    setup = {"method": "lora", "optim": optim, "lora_r": 16, "batch_size": 1, "seq_len": 64}
+    found = api.explain("llama-3.2-1b", **setup)
+    assert {change.name for change in found.changes} >= {"batch_size", "seq_len", "lora_r"}
+    for change in found.changes:
+        further = setup | {change.name: setup.get(change.name, 1) + change.by}
+        assert api.estimate("llama-3.2-1b", **further).peak_allocated_bytes == found.peak_bytes + change.bytes
+    by_rank = optim in (Optim.ADAMW_8BIT, Optim.PAGED_ADAMW_8BIT, Optim.PAGED_ADAMW_32BIT, Optim.LION_8BIT)
+    assert found.is_for_one_rank is by_rank

@@ -27,6 +27,9 @@ from fitplan.models.resolve import ModelConfig
 from fitplan.resources import profiles
 from fitplan.setup import LIGER_PACKAGE, Attention, Optim, Task, TrainingSetup
 
+SHIPPED, CACHE = "shipped", "cache"
+"""Where a footprint was found."""
+
 SHIPPED_NAMES = {"sm80": "footprints.json.xz", "sm50": "footprints-sm50.json.xz"}
 """By class of kernels."""
 
@@ -36,9 +39,9 @@ class StoredFootprint:
     """A footprint that was found, with its optimizer.
 
     Attributes:
-        footprint: the step.
+        footprint: the step, for the ranks that its optimizer is known for.
         optimizer: what the optimizer adds; ``None`` where the pieces hold it already.
-        source: ``"shipped"`` or ``"cache"``.
+        source: :data:`SHIPPED` or :data:`CACHE`.
 
     """
 
@@ -68,12 +71,14 @@ def find_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int
     for place, entry in enumerate(_header(model.name, kernels)["footprints"], 1):
         if _answers(entry, wanted):
             by_rank = _optimizers(model.name, kernels, entry["optimizers"], setup.optim)
-            added = next((part for least, most, part in by_rank if least <= rank <= most), None)
-            if added is None:
+            held = next(((least, most, added) for least, most, added in by_rank if least <= rank <= most), None)
+            if held is None:
                 return None
+            least, most, added = held
             footprint = _footprint(model.name, kernels, place)
+            pieces = tuple(replace(one, region=replace(one.region, lora_r=(least, most))) for one in footprint.pieces)
             versions = {n: v for n, v in footprint.versions.items() if n != LIGER_PACKAGE or setup.use_liger_kernel}
-            return StoredFootprint(replace(footprint, versions=versions), added, "shipped")
+            return StoredFootprint(replace(footprint, pieces=pieces, versions=versions), added, SHIPPED)
     return None
 
 
@@ -245,7 +250,7 @@ def find_cached(
     """What was kept for this model and setup under these library versions; a damaged entry is as good as none."""
     try:
         document = json.loads(_cache_path(model, setup, capability, versions).read_bytes())
-        return StoredFootprint(footprint_from_dict(document), None, "cache")
+        return StoredFootprint(footprint_from_dict(document), None, CACHE)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -17,7 +17,7 @@ from textual.widgets import Footer
 
 from fitplan.devices.detect import Machine
 from fitplan.errors import FitplanError, InputError
-from fitplan.estimator import SHIPPED
+from fitplan.footprint.store import SHIPPED
 from fitplan.tui import sources
 from fitplan.tui.answers import Answers, Superseded
 from fitplan.tui.child import ask
