@@ -6,7 +6,7 @@ Every proposal is estimated by the same estimator as the question itself; a leve
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fitplan.devices.device import Device
@@ -478,6 +478,8 @@ class AdviceReport:
         gpu: the device.
         advice: what can be changed.
         source: where the estimate of the setup as asked comes from.
+        versions: the libraries that were traced.
+        warnings: what the reader should know of the numbers.
 
     """
 
@@ -485,13 +487,16 @@ class AdviceReport:
     gpu: Device
     advice: Advice
     source: str
+    versions: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The ``fitplan.advise/1`` document."""
         return {
             "schema": SCHEMA,
             "model": self.model.name,
-            "gpu": {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes},
+            "gpu": self.gpu.to_dict(),
             **self.advice.to_dict(),
-            "provenance": {"source": self.source},
+            "provenance": {"source": self.source, "versions": self.versions},
+            "warnings": list(self.warnings),
         }

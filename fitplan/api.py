@@ -4,13 +4,14 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fitplan.advice import AdviceReport, Advisor, advise_on
 from fitplan.cuda import AMPERE
 from fitplan.devices.context import context_on
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device, known_devices
-from fitplan.errors import DeviceNotFound, InputError, MissingDependency, ModelNotSupported, SetupConflict
+from fitplan.errors import DeviceNotFound, FitplanError, InputError, MissingDependency, ModelNotSupported, SetupConflict
 from fitplan.estimator import answer, footprint_of, known_estimate
 from fitplan.explanation import Explanation, explain_peak
 from fitplan.fitmap import FitMap, draw_map
@@ -18,8 +19,9 @@ from fitplan.footprint.recipe import shape_of
 from fitplan.footprint.store import SHIPPED
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig, resolve_model
+from fitplan.notes import notes_on
 from fitplan.plan import CheckReport, Plan
-from fitplan.setup import Attention, Method, TrainingSetup, settings_for, with_defaults
+from fitplan.setup import Attention, Method, TrainingSetup, given, settings_for, with_defaults
 from fitplan.tracer import Progress, installed_versions
 from fitplan.units import parse_size
 from fitplan.validation.records import nearest, write_record
@@ -48,10 +50,10 @@ def check(
         model: alias, hub id, folder, ``config.json`` or ``PretrainedConfig``.
         gpu: a GPU's name; ``"auto"``, an index or a UUID for one of this machine; or a :class:`Device`.
         vram: an amount of memory instead of a known GPU: ``"24GiB"`` or bytes.
-        method: one of ``full``, ``lora``, ``qlora``; all three if left out.
+        method: one of ``full``, ``lora``, ``qlora``; if left out all three, as far as there are answers.
         trace: trace the step even where its footprint is known.
         progress: is told what is being done.
-        settings: fields of :class:`TrainingSetup`.
+        settings: fields of :class:`TrainingSetup`; what is ``None`` is left open.
 
     Raises:
         InputError: model, GPU or settings make no sense.
@@ -60,42 +62,54 @@ def check(
     """
     device = device_named(gpu, vram)
     config = resolve_model(model)
-    capability = device.capability if device else DEFAULT_CAPABILITY
-    setups = _setups(config, method, capability, _as_here(device, settings))
-    for setup in setups:
-        _check_gpu(setup, device)
-    fixed = frozenset(settings) | {"method"}
-    plans = tuple(_plan(config, setup, device, trace, fixed, progress) for setup in setups)
-    return CheckReport(config, device, plans, installed_versions(setups[0]))
+    fixed = frozenset(given(settings)) | {"method"}
+    plans: list[Plan] = []
+    left_out: dict[Method, FitplanError] = {}
+    for one, chosen in _asked(method, _as_here(device, settings)):
+        try:
+            setup = _setup(config, device.capability if device else DEFAULT_CAPABILITY, chosen)
+            _check_gpu(setup, device)
+            plans.append(_plan(config, setup, device, trace, fixed, progress))
+        except FitplanError as error:
+            left_out[one] = error
+    if not plans:
+        raise next(iter(left_out.values()))
+    told = {one: str(error) for one, error in left_out.items()}
+    return CheckReport(config, device, tuple(plans), installed_versions(plans[0].setup), told)
 
 
 def estimate(
     model: Any,
     *,
+    gpu: str | int | Device | None = None,
     capability: tuple[int, int] = DEFAULT_CAPABILITY,
     trace: bool = False,
     progress: Progress = lambda _: None,
     **settings: Any,
 ) -> MemoryEstimate:
-    """Predict the memory of fine-tuning ``model`` with one setup, on a GPU of that compute capability.
+    """Predict the memory of fine-tuning ``model`` with one setup, on a GPU, or on any of that compute capability.
 
     Raises:
         As :func:`check`.
 
     """
     config = resolve_model(model)
-    setup = _setup(config, capability, settings)
+    device, capability = _where(gpu, None, capability)
+    setup = _setup(config, capability, _as_here(device, settings))
+    _check_gpu(setup, device)
     return answer(config, setup, capability, fresh=trace, progress=progress).estimate
 
 
 def explain(
     model: Any,
     *,
+    gpu: str | int | Device | None = None,
+    vram: str | int | None = None,
     capability: tuple[int, int] = DEFAULT_CAPABILITY,
     progress: Progress = lambda _: None,
     **settings: Any,
 ) -> Explanation:
-    """The formula of the peak of one setup, term by term.
+    """The formula of the peak of one setup, term by term, on a GPU, or on any of that compute capability.
 
     Raises:
         ModelNotSupported: the setup has no formula, or none that holds for this shape.
@@ -103,7 +117,9 @@ def explain(
 
     """
     config = resolve_model(model)
+    device, capability = _where(gpu, vram, capability)
     setup = _setup(config, capability, settings)
+    _check_gpu(setup, device)
     stored = footprint_of(config, setup, capability, progress)
     shape = shape_of(setup)
     if stored.piece(shape) is None:
@@ -111,7 +127,8 @@ def explain(
             f"no formula holds for batch_size {setup.batch_size}, seq_len {setup.seq_len}"
             f"{f' and lora_r {setup.lora_r}' if setup.lora_r else ''}; fitplan check answers for single shapes"
         )
-    return explain_peak(config, stored.resolved(setup), shape, stored, capability)
+    found = explain_peak(config, stored.resolved(setup), shape, stored, capability)
+    return replace(found, warnings=notes_on(config, device, [setup], found.versions, installed_versions(setup)))
 
 
 def fit_map(
@@ -136,7 +153,8 @@ def fit_map(
     setup = _setup(config, device.capability, settings)
     _check_gpu(setup, device)
     stored = footprint_of(config, setup, device.capability, progress)
-    return draw_map(config, stored.resolved(setup), shape_of(setup), stored, device)
+    found = draw_map(config, stored.resolved(setup), shape_of(setup), stored, device)
+    return replace(found, warnings=notes_on(config, device, [setup], found.versions, installed_versions(setup)))
 
 
 MOST_TRACED = 16
@@ -179,8 +197,9 @@ def advise(
                 known = answer(config, changed, device.capability, fresh=False, progress=progress).estimate
         return known
 
-    advice = advise_on(asked.setup, frozenset(settings), evaluate, device, known_devices())
-    return AdviceReport(config, device, advice, asked.source)
+    advice = advise_on(asked.setup, frozenset(given(settings)), evaluate, device, known_devices())
+    notes = notes_on(config, device, [asked.setup], asked.versions, installed_versions(asked.setup))
+    return AdviceReport(config, device, advice, asked.source, asked.versions, notes)
 
 
 def validate(
@@ -220,6 +239,7 @@ def validate(
     from fitplan.validation.limit import find_limit as look_for_limit
     from fitplan.validation.runner import OPTIONS, Options, find_target, validate_job
 
+    rest = given(rest)
     target = find_target(device)
     limit = None if vram is None else parse_size(vram)
     if limit is not None and target.gpu is not None:
@@ -289,7 +309,7 @@ def device_named(gpu: str | int | Device | None, vram: str | int | None) -> Devi
 
 def _as_here(device: Device | None, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings; on a GPU of this machine with the allocator as the environment sets it."""
-    if device is None or not device.is_here or "expandable_segments" in settings:
+    if device is None or not device.is_here or settings.get("expandable_segments") is not None:
         return settings
     from fitplan.allocator.settings import VARIABLES, AllocatorSettings
 
@@ -300,20 +320,34 @@ def _as_here(device: Device | None, settings: dict[str, Any]) -> dict[str, Any]:
         return settings
 
 
+def _where(
+    gpu: str | int | Device | None, vram: str | int | None, capability: tuple[int, int]
+) -> tuple[Device | None, tuple[int, int]]:
+    """The device that was named, if any, and its compute capability, else the one that was given.
+
+    Raises:
+        InputError: ``capability`` is not two numbers, or as :func:`device_named`.
+
+    """
+    device = device_named(gpu, vram)
+    match device.capability if device else capability:
+        case (int(major), int(minor)):
+            return device, (major, minor)
+    raise InputError(f"capability must be two numbers such as (8, 0), not {capability!r}")
+
+
 def _setup(model: ModelConfig, capability: tuple[int, int], settings: dict[str, Any]) -> TrainingSetup:
-    method = TrainingSetup.from_dict({"method": settings.get("method", Method.QLORA)}).method
+    method = TrainingSetup.from_dict({"method": settings.get("method")}).method
     return TrainingSetup.from_dict(
         with_defaults(settings, method=method, positions=model.positions, capability=capability)
     )
 
 
-def _setups(
-    model: ModelConfig, method: Method | str | None, capability: tuple[int, int], settings: dict[str, Any]
-) -> list[TrainingSetup]:
+def _asked(method: Method | str | None, settings: dict[str, Any]) -> list[tuple[Method, dict[str, Any]]]:
+    """The methods that are asked about, each with its settings."""
     if method is not None:
-        return [_setup(model, capability, {**settings, "method": method})]
-    every = (Method.QLORA, Method.LORA, Method.FULL)
-    return [_setup(model, capability, settings_for(one, settings)) for one in every]
+        return [(TrainingSetup.from_dict({"method": method}).method, {**settings, "method": method})]
+    return [(one, settings_for(one, settings)) for one in (Method.QLORA, Method.LORA, Method.FULL)]
 
 
 def _check_gpu(setup: TrainingSetup, device: Device | None) -> None:

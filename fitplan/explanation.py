@@ -1,7 +1,7 @@
 """Why the peak is what it is: the formula of the highest moment, term by term."""
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fitplan.cuda import rounded
@@ -67,6 +67,8 @@ class Explanation:
         changes: how the peak moves.
         is_for_one_rank: whether it holds for this rank only, as where an optimizer treats small parameters differently.
         source: ``"shipped"``, ``"cache"`` or ``"trace"``.
+        versions: the libraries that were traced.
+        warnings: what the reader should know of the numbers.
 
     """
 
@@ -79,6 +81,8 @@ class Explanation:
     changes: tuple[Change, ...]
     is_for_one_rank: bool
     source: str
+    versions: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int:
@@ -106,7 +110,8 @@ class Explanation:
             ],
             "rounding_bytes": self.rounding_bytes,
             "changes": [{"setting": c.name, "by": c.by, "bytes": c.bytes} for c in self.changes],
-            "provenance": {"source": self.source},
+            "provenance": {"source": self.source, "versions": self.versions},
+            "warnings": list(self.warnings),
         }
 
 
@@ -131,6 +136,7 @@ def explain_peak(
         _changes(model, setup, stored, capability, peak),
         piece.region.lora_r[0] == piece.region.lora_r[1] > 0,
         stored.source,
+        stored.footprint.versions,
     )
 
 

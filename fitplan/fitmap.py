@@ -1,7 +1,7 @@
 """The fit map: how large a batch and how long a sequence a GPU can take."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,8 @@ class FitMap:
         largest_batch: for each sequence length the largest batch that fits; 0 where none does.
         longest_seq: for each batch size the longest sequence that fits; 0 where none does.
         source: ``"shipped"``, ``"cache"`` or ``"trace"``.
+        versions: the libraries that were traced.
+        warnings: what the reader should know of the numbers.
 
     """
 
@@ -56,13 +58,15 @@ class FitMap:
     largest_batch: dict[int, int]
     longest_seq: dict[int, int]
     source: str
+    versions: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The ``fitplan.map/1`` document."""
         return {
             "schema": SCHEMA,
             "model": self.model.name,
-            "gpu": {"name": self.gpu.name, "usable_bytes": self.gpu.usable_bytes},
+            "gpu": self.gpu.to_dict(),
             "setup": self.setup.to_dict(),
             "largest_batch": [{"seq_len": s, "batch_size": b} for s, b in self.largest_batch.items()],
             "longest_seq": [{"batch_size": b, "seq_len": s} for b, s in self.longest_seq.items()],
@@ -76,7 +80,8 @@ class FitMap:
                 for row in self.cells
                 for cell in row
             ],
-            "provenance": {"source": self.source},
+            "provenance": {"source": self.source, "versions": self.versions},
+            "warnings": list(self.warnings),
         }
 
 
@@ -110,6 +115,7 @@ def draw_map(model: ModelConfig, setup: TrainingSetup, shape: Shape, stored: Sto
         {length: _most(partial(fits, seq_len=length), most) for length in lengths},
         {rows: LENGTH_STEP * _most(partial(fits_units, rows), reach // LENGTH_STEP) for rows in BATCHES},
         stored.source,
+        stored.footprint.versions,
     )
 
 

@@ -1,7 +1,6 @@
 """The answer: one plan for each setup asked about, and the JSON document made from it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fitplan.advice import Proposal, proposal_document
@@ -9,8 +8,8 @@ from fitplan.audit import ParameterGroup, unquantised_share
 from fitplan.devices.device import Device
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import TENSOR_CORES_FOR_BFLOAT16, Dtype, Method, MixedPrecision, TrainingSetup
-from fitplan.units import gib
+from fitplan.notes import notes_on
+from fitplan.setup import Method, TrainingSetup
 from fitplan.validation.records import Record
 from fitplan.verdict import DeviceMemory, Verdict
 
@@ -71,6 +70,7 @@ class CheckReport:
         gpu: the device; ``None`` where none was given.
         plans: one for each method asked for.
         installed: versions of the libraries that are installed here.
+        left_out: methods among all of them that have no answer, and why.
 
     """
 
@@ -78,6 +78,7 @@ class CheckReport:
     gpu: Device | None
     plans: tuple[Plan, ...]
     installed: dict[str, str]
+    left_out: dict[Method, str] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -91,44 +92,18 @@ class CheckReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the reader should know of the numbers: how the checkpoint is stored, and libraries that have moved."""
-        stored = self.model.settings.get("quantization_config")
-        how = stored.get("quant_method", "in its own way") if isinstance(stored, Mapping) else None
-        notes = [f"the checkpoint is quantised ({how}); the answer is for its weights unquantised"] if how else []
-        if self.model.is_part:
-            notes.append("this model reads more than text; the answer is for its text model alone")
-        notes += _notes_on_gpu(self.gpu, self.plans) if self.gpu is not None else []
-        moved = sorted(
-            f"{name} {plan.versions[name]} (here {self.installed[name]})"
-            for plan in self.plans[:1]
-            for name in plan.versions
-            if self.installed.get(name, plan.versions[name]).partition("+")[0] != plan.versions[name].partition("+")[0]
-        )
-        if moved:
-            notes.append(f"these figures were traced with {', '.join(moved)}; --trace takes the installed versions")
-        return tuple(notes)
+        """What the reader should know of the numbers, and which methods have none."""
+        setups = [plan.setup for plan in self.plans]
+        versions = self.plans[0].versions if self.plans else {}
+        left_out = [f"{method} is left out: {why}" for method, why in self.left_out.items()]
+        return (*left_out, *notes_on(self.model, self.gpu, setups, versions, self.installed))
 
     def to_dict(self) -> dict[str, Any]:
         """The ``fitplan.check/1`` document. Keys are added, never renamed; sizes are bytes."""
         return _document(self)
 
 
-def _notes_on_gpu(gpu: Device, plans: tuple[Plan, ...]) -> list[str]:
-    notes = []
-    if not gpu.is_usable_known:
-        kept = gib(gpu.total_bytes - gpu.usable_bytes)
-        notes.append(f"how much the driver keeps of {gpu.name} is not known; {kept} are taken, as on its like")
-    if gpu.capability < TENSOR_CORES_FOR_BFLOAT16 and any(_has_bfloat16(plan.setup) for plan in plans):
-        notes.append(f"{gpu.name} does not multiply bfloat16, which is emulated there; float16 is faster")
-    return notes
-
-
-def _has_bfloat16(setup: TrainingSetup) -> bool:
-    return setup.dtype is Dtype.BFLOAT16 or setup.mixed_precision is MixedPrecision.BF16
-
-
 def _document(report: CheckReport) -> dict[str, Any]:
-    gpu = report.gpu
     return {
         "schema": SCHEMA,
         "model": {
@@ -137,9 +112,7 @@ def _document(report: CheckReport) -> dict[str, Any]:
             "architecture": report.model.architecture,
             "parameters": report.plans[0].base_parameters if report.plans else None,
         },
-        "gpu": None
-        if gpu is None
-        else {"name": gpu.name, "total_bytes": gpu.total_bytes, "usable_bytes": gpu.usable_bytes},
+        "gpu": report.gpu and report.gpu.to_dict(),
         "plans": [_plan(plan) for plan in report.plans],
         "advice": [
             {"plan": number, **proposal_document(plan.fix)}
@@ -147,6 +120,7 @@ def _document(report: CheckReport) -> dict[str, Any]:
             if plan.fix is not None
         ],
         "provenance": {"source": report.source, "versions": report.versions, "installed": report.installed},
+        "left_out": {str(method): why for method, why in report.left_out.items()},
         "warnings": list(report.warnings),
     }
 

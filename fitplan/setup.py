@@ -103,8 +103,8 @@ _SPELLINGS: Mapping[type[StrEnum], Mapping[str, str]] = {
 class TrainingSetup:
     """One fine-tuning job, complete and free of contradictions.
 
-    Fields left out take the value that a user of ``transformers.Trainer`` and peft gets; fields that mean nothing
-    for the chosen method are ``None``. Strings are accepted wherever an enum stands.
+    Fields left out, or given as ``None``, take the value that a user of ``transformers.Trainer`` and peft gets; fields
+    that mean nothing for the chosen method are ``None``. Strings are accepted wherever an enum stands.
 
     Raises:
         SetupConflict: two settings contradict each other.
@@ -124,7 +124,7 @@ class TrainingSetup:
     lora_alpha: int | None = None
     lora_dropout: float | None = None
     target_modules: tuple[str, ...] | str | None = None
-    """Module names, or ``"all-linear"`` for every linear layer but the output head (peft)."""
+    """Module names, also in one string with commas; ``"all-linear"``: every linear layer but the output head (peft)."""
     quant: Quant | None = None
     double_quant: bool | None = None
     """``bnb_4bit_use_double_quant``."""
@@ -147,10 +147,12 @@ class TrainingSetup:
     """Classes of a sequence classifier."""
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            if getattr(self, one.name) is None:
+                self._put(one.name, one.default)
         for name, kind in _ENUM_FIELDS.items():
             self._put(name, _enum(kind, name, getattr(self, name)))
-        if isinstance(self.target_modules, list | tuple | set):
-            self._put("target_modules", tuple(self.target_modules))
+        self._put("target_modules", _names(self.target_modules))
         _check_ranges(self)
         _check_conflicts(self)
         self._fill_defaults()
@@ -237,10 +239,25 @@ def with_defaults(
     bfloat16 is given float16 autocast; trained weights are then kept in float32, which the gradient scaler asks for.
     """
     usual: dict[str, Any] = {"seq_len": min(DEFAULT_SEQ_LEN, positions or DEFAULT_SEQ_LEN)}
-    if capability < TENSOR_CORES_FOR_BFLOAT16 and not {"dtype", "mixed_precision"} & settings.keys():
+    chosen = given(settings)
+    if capability < TENSOR_CORES_FOR_BFLOAT16 and not {"dtype", "mixed_precision"} & chosen.keys():
         dtype = Dtype.FLOAT32 if method is Method.FULL else Dtype.FLOAT16
         usual |= {"dtype": dtype, "mixed_precision": MixedPrecision.FP16}
-    return {**usual, **settings}
+    return {**usual, **chosen}
+
+
+def given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that somebody chose: ``None`` is none."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _names(modules: Any) -> Any:
+    """Names of modules as a tuple, or ``"all-linear"``; what is neither is told later."""
+    if isinstance(modules, str):
+        modules = [name.strip() for name in modules.split(",") if name.strip()]
+    if isinstance(modules, list | tuple | set | frozenset):
+        return ALL_LINEAR if tuple(modules) == (ALL_LINEAR,) else tuple(modules)
+    return modules
 
 
 def _enum(kind: type[StrEnum], name: str, value: Any) -> StrEnum | None:
@@ -297,7 +314,8 @@ def _check_ranges(setup: TrainingSetup) -> None:
     if dropout is not None and not 0 <= dropout < 1:
         raise InputError(f"lora_dropout must lie between 0 and 1, not {dropout}")
     targets = setup.target_modules
-    if targets is not None and (not targets or not all(isinstance(t, str) and t for t in targets)):
+    named = isinstance(targets, str | tuple) and targets and all(isinstance(name, str) and name for name in targets)
+    if targets is not None and not named:
         raise InputError(f"target_modules must be module names or {ALL_LINEAR!r}, not {targets!r}")
     for name in ("double_quant", "kbit_prepare", "gradient_checkpointing", "use_liger_kernel", "expandable_segments"):
         value = getattr(setup, name)

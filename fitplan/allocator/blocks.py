@@ -3,7 +3,8 @@
 from bisect import bisect_left, insort
 from operator import attrgetter
 
-ADDRESS_BITS = 64
+ADDRESS_BITS = 128
+"""More than any machine has: a config that nothing can hold is answered for all the same."""
 _address = attrgetter("address")
 
 

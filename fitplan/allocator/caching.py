@@ -21,8 +21,8 @@ from fitplan.allocator.blocks import ADDRESS_BITS, Block, Pool
 from fitplan.allocator.settings import AllocatorSettings
 from fitplan.cuda import GRANULE, LARGE_BLOCK, LARGE_SEGMENT, SMALL_SEGMENT, rounded, segment_size
 
-_ADDRESS_SPACE = 2**60
-_UNLIMITED = 2**62
+_ADDRESS_SPACE = 2 ** (ADDRESS_BITS - 4)
+_UNLIMITED = 2 ** (ADDRESS_BITS - 2)
 
 
 class CachingAllocator:

@@ -3,11 +3,12 @@
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fitplan.cli.console import EXIT_DOES_NOT_FIT, EXIT_FITS, Narration, complain
 from fitplan.errors import InputError
+from fitplan.setup import given
 
 if TYPE_CHECKING:
     from fitplan.plan import CheckReport
@@ -31,9 +32,9 @@ def check(
         raise InputError(ONE_METHOD)
     with Narration() as progress:
         report = api.check(
-            model, gpu=_or_here(gpu, vram), vram=vram, method=method, trace=trace, progress=progress, **given(settings)
+            model, gpu=_or_here(gpu, vram), vram=vram, method=method, trace=trace, progress=progress, **settings
         )
-    _warn(report)
+    _warn(report.warnings)
     if emit is not None:
         return _emit(report, emit)
 
@@ -49,12 +50,10 @@ def check(
 def explain(model: str, gpu: str | None, vram: str | None, as_json: bool, **settings: Any) -> int:
     """``fitplan explain``."""
     from fitplan import api
-    from fitplan.devices.device import DEFAULT_CAPABILITY
 
-    device = api.device_named(_or_here(gpu, vram), vram)
-    capability = device.capability if device else DEFAULT_CAPABILITY
     with Narration() as progress:
-        found = api.explain(model, capability=capability, progress=progress, **given(settings))
+        found = api.explain(model, gpu=_or_here(gpu, vram), vram=vram, progress=progress, **settings)
+    _warn(found.warnings)
 
     def show(console: Any) -> None:
         from fitplan.report.formula import print_explanation
@@ -73,7 +72,8 @@ def advise(
     from fitplan.verdict import Fit
 
     with Narration() as progress:
-        found = api.advise(model, gpu=_or_here(gpu, vram), vram=vram, trace=trace, progress=progress, **given(settings))
+        found = api.advise(model, gpu=_or_here(gpu, vram), vram=vram, trace=trace, progress=progress, **settings)
+    _warn(found.warnings)
     if emit is not None:
         best = found.advice.best or found.advice.fix
         if best is None:
@@ -95,7 +95,8 @@ def fit_map(model: str, gpu: str | None, vram: str | None, as_json: bool, **sett
     from fitplan import api
 
     with Narration() as progress:
-        found = api.fit_map(model, gpu=_or_here(gpu, vram), vram=vram, progress=progress, **given(settings))
+        found = api.fit_map(model, gpu=_or_here(gpu, vram), vram=vram, progress=progress, **settings)
+    _warn(found.warnings)
 
     def show(console: Any) -> None:
         from fitplan.report.formula import print_map
@@ -135,7 +136,7 @@ def report(
         if svg:
             for name, picture in drawn.items():
                 write_whole(Path(svg, f"{name}.svg"), picture)
-    _warn(dossier.check)
+    _warn(dossier.check.warnings)
     print(f"{out}: {headline(dossier.check)}")
     return _exit_code(dossier.check)
 
@@ -226,8 +227,8 @@ def _or_here(gpu: str | None, vram: str | None) -> str | None:
     return AUTO
 
 
-def _warn(report: "CheckReport") -> None:
-    for warning in report.warnings:
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
         print(f"fitplan: note: {warning}", file=sys.stderr)
 
 
@@ -237,11 +238,6 @@ def _exit_code(report: "CheckReport") -> int:
 
     verdicts = [plan.verdict.fit for plan in report.plans if plan.verdict is not None]
     return EXIT_DOES_NOT_FIT if verdicts and all(fit is Fit.DOES_NOT_FIT for fit in verdicts) else EXIT_FITS
-
-
-def given(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were typed."""
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _emit(report: "CheckReport", form: str) -> int:

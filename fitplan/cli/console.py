@@ -9,7 +9,15 @@ from typing import Any, Self
 
 from fitplan.tui import PROGRESS
 
-EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_NO_GPU, EXIT_MISSED, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
+EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_NO_GPU, EXIT_MISSED, EXIT_DEFECT, EXIT_INTERRUPTED = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    70,
+    130,
+)
 
 
 def prepare_streams() -> None:
@@ -26,15 +34,23 @@ def prepare_streams() -> None:
         elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_LIKE)
             if stream is getattr(sys, f"__{name}__") and not stream.isatty():
-                raw = io.BufferedWriter(_Leavable(stream.fileno(), "w", closefd=False))
+                leavable = _Leavable(stream.fileno(), "w", closefd=False)
+                leavable.forgives = OSError if name == "stderr" else BrokenPipeError
+                raw = io.BufferedWriter(leavable)
                 setattr(
                     sys, name, io.TextIOWrapper(raw, stream.encoding, errors=_LIKE, line_buffering=name == "stderr")
                 )
 
 
 class _Leavable(io.FileIO):
-    """A file or pipe to which nothing is written any more once that has failed; that its reader left is no failure."""
+    """A file or pipe to which nothing is written any more once that has failed.
 
+    Attributes:
+        forgives: what is no failure: that a reader left, and of what is said beside an answer anything.
+
+    """
+
+    forgives: type[OSError] = BrokenPipeError
     _left = False
 
     def write(self, data: Any, /) -> int:
@@ -43,7 +59,7 @@ class _Leavable(io.FileIO):
                 return super().write(data)
             except OSError as error:
                 self._left = True  # else what is still in the buffers fails a second time, when Python ends
-                if not isinstance(error, BrokenPipeError):
+                if not isinstance(error, self.forgives):
                     raise
         return memoryview(data).nbytes
 

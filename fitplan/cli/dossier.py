@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fitplan import api
-from fitplan.devices.device import DEFAULT_CAPABILITY, Device
+from fitplan.devices.device import Device
 from fitplan.errors import FitplanError
 from fitplan.plan import Plan
 from fitplan.report.command import words
@@ -26,12 +26,11 @@ def gather(
 
     """
     checked = api.check(model, gpu=device, method=method, progress=progress, **settings)
-    capability = device.capability if device else DEFAULT_CAPABILITY
 
     def details(plan: Plan) -> Details:
         asked = settings_for(plan.setup.method, settings)
         return Details(
-            _or_why_not(lambda: api.explain(model, capability=capability, progress=progress, **asked)),
+            _or_why_not(lambda: api.explain(model, gpu=device, progress=progress, **asked)),
             _or_why_not(lambda: api.fit_map(model, gpu=device, progress=progress, **asked)),
             _or_why_not(lambda: api.advise(model, gpu=device, progress=progress, **asked)),
             shlex.join(["fitplan", *words("validate", model, {"method": plan.setup.method, **asked})]),

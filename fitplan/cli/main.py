@@ -1,11 +1,13 @@
 """The ``fitplan`` command: from what was typed to an exit code."""
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 from fitplan.cli.commands import at_terminal, has_textual
 from fitplan.cli.console import (
     EXIT_BAD_INPUT,
+    EXIT_DEFECT,
     EXIT_INTERRUPTED,
     EXIT_MISSED,
     EXIT_NO_GPU,
@@ -48,3 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f" {error.filename}" if error.filename else ""
         complain(f"the system refused{where}: {error.strerror or error}")
         return EXIT_BAD_INPUT
+    except Exception:
+        traceback.print_exc()
+        complain("this is a defect of fitplan, not of what was asked; please report it with the lines above")
+        return EXIT_DEFECT

@@ -249,9 +249,7 @@ def _add_settings(parser: argparse.ArgumentParser, method: str = "") -> None:
     lora.add_argument("--lora-r", type=int, metavar="R", help="rank (default 16)")
     lora.add_argument("--lora-alpha", type=int, metavar="N", help="scaling (default 32)")
     lora.add_argument("--lora-dropout", type=float, metavar="P", help="dropout (default 0)")
-    lora.add_argument(
-        "--target-modules", metavar="NAMES", type=_modules, help=f"module names with commas (default {ALL_LINEAR})"
-    )
+    lora.add_argument("--target-modules", metavar="NAMES", help=f"module names with commas (default {ALL_LINEAR})")
     lora.add_argument("--quant", **_choice(Quant), help="format of the frozen weights (default nf4)")
     lora.add_argument("--double-quant", **_switch, help="quantise the scales again (default on)")
     lora.add_argument("--compute-dtype", **_choice(Dtype), help="type of 4-bit products (default: --dtype)")
@@ -273,8 +271,3 @@ _switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": 
 
 def _choice(kind: Any) -> dict[str, Any]:
     return {"metavar": "{" + ",".join(kind) + "}"}
-
-
-def _modules(text: str) -> str | tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    return names[0] if names == (ALL_LINEAR,) else names

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fitplan.cli.commands import answer_with, given
+from fitplan.cli.commands import answer_with
 from fitplan.cli.console import EXIT_FITS, EXIT_MISSED, Narration
 from fitplan.cli.files import check_writable, write_whole
 from fitplan.errors import InputError, MissingDependency
+from fitplan.setup import given
 
 EXAMPLES = """\
 examples:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from fitplan.errors import DeviceNotFound, InputError
 from fitplan.names import did_you_mean, plain
@@ -34,6 +35,10 @@ class Device:
     """Whether it is a GPU of this machine, and usable what is free on it now."""
     is_usable_known: bool = True
     """Whether ``usable_bytes`` was read on such a GPU."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the documents say of it."""
+        return {"name": self.name, "total_bytes": self.total_bytes, "usable_bytes": self.usable_bytes}
 
 
 DEFAULT_CAPABILITY = (8, 0)

@@ -47,24 +47,28 @@ class ModelConfig:
         return str(first or self.settings.get("model_type"))
 
     @property
+    def text(self) -> Mapping[str, Any]:
+        """The settings of the text model, which a model that reads more nests."""
+        return self.settings.get("text_config") or self.settings
+
+    @property
     def positions(self) -> int | None:
         """The positions that the config names, in whole 64s: tables of positions hold a few that are not for tokens."""
-        known = [self.settings.get(name) for name in ("max_position_embeddings", "n_positions")]
+        known = [self.text.get(name) for name in ("max_position_embeddings", "n_positions")]
         least = min((n for n in known if isinstance(n, int) and n > 0), default=None)
         return least and (least // 64 * 64 or least)
 
     @property
     def loss_pieces(self) -> int:
         """Vocabulary / hidden size, rounded up; 0 where the config does not name both."""
-        text = self.settings.get("text_config") or self.settings
-        vocabulary, hidden = text.get("vocab_size"), text.get("hidden_size")
+        vocabulary, hidden = self.text.get("vocab_size"), self.text.get("hidden_size")
         return -(-vocabulary // hidden) if vocabulary and hidden else 0
 
     @property
     def windows(self) -> tuple[int, ...]:
         """Lengths beyond which attention or positions may be computed in another way."""
         names = ("sliding_window", "attention_chunk_size", "original_max_position_embeddings")
-        return tuple(n for name in names if isinstance(n := self.settings.get(name), int) and n > 1)
+        return tuple(n for name in names if isinstance(n := self.text.get(name), int) and n > 1)
 
 
 def resolve_model(model: Any) -> ModelConfig:
@@ -79,7 +83,7 @@ def resolve_model(model: Any) -> ModelConfig:
         InputError: what was found is not a model config.
 
     """
-    if hasattr(model, "to_dict") and hasattr(model, "model_type"):
+    if hasattr(model, "to_dict") and hasattr(model, "model_type") and not isinstance(model, type):
         settings = model.to_dict()
         known = getattr(model, "name_or_path", "") or None
         return _checked(ModelConfig(known or model.model_type, "given", settings, known))

@@ -1,0 +1,57 @@
+"""What the reader of an answer should know: how the checkpoint is stored, what is assumed of the GPU, what moved."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from fitplan.devices.device import Device
+from fitplan.models.resolve import ModelConfig
+from fitplan.setup import TENSOR_CORES_FOR_BFLOAT16, Dtype, MixedPrecision, TrainingSetup
+from fitplan.units import gib
+
+
+def notes_on(
+    model: ModelConfig,
+    gpu: Device | None,
+    setups: Sequence[TrainingSetup],
+    versions: Mapping[str, str],
+    installed: Mapping[str, str],
+) -> tuple[str, ...]:
+    """The notes on an answer.
+
+    Args:
+        model: the model.
+        gpu: the device; ``None`` where none was given.
+        setups: what was answered.
+        versions: of the libraries that were traced.
+        installed: of the libraries that are installed here.
+
+    """
+    moved = sorted(
+        f"{name} {version} (here {installed[name]})"
+        for name, version in versions.items()
+        if installed.get(name, version).partition("+")[0] != version.partition("+")[0]
+    )
+    found = [*_on_model(model), *(_on_gpu(gpu, setups) if gpu is not None else ())]
+    if moved:
+        found.append(f"these figures were traced with {', '.join(moved)}; --trace takes the installed versions")
+    return tuple(found)
+
+
+def _on_model(model: ModelConfig) -> Iterator[str]:
+    stored = model.settings.get("quantization_config")
+    if isinstance(stored, Mapping):
+        how = stored.get("quant_method", "in its own way")
+        yield f"the checkpoint is quantised ({how}); the answer is for its weights unquantised"
+    if model.is_part:
+        yield "this model reads more than text; the answer is for its text model alone"
+
+
+def _on_gpu(gpu: Device, setups: Sequence[TrainingSetup]) -> Iterator[str]:
+    if not gpu.is_usable_known:
+        kept = gib(gpu.total_bytes - gpu.usable_bytes)
+        yield f"how much the driver keeps of {gpu.name} is not known; {kept} are taken, as on its like"
+    if gpu.capability < TENSOR_CORES_FOR_BFLOAT16 and any(_has_bfloat16(setup) for setup in setups):
+        yield f"{gpu.name} does not multiply bfloat16, which is emulated there; float16 is faster"
+
+
+def _has_bfloat16(setup: TrainingSetup) -> bool:
+    return setup.dtype is Dtype.BFLOAT16 or setup.mixed_precision is MixedPrecision.BF16
