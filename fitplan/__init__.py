@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from fitplan.audit import ParameterGroup as ParameterGroup
     from fitplan.devices.device import Device as Device
     from fitplan.emit import emit_script as emit_script
+    from fitplan.errors import DeviceNotFound as DeviceNotFound
     from fitplan.errors import FitplanError as FitplanError
     from fitplan.errors import InputError as InputError
     from fitplan.errors import MissingDependency as MissingDependency
+    from fitplan.errors import ModelNotFound as ModelNotFound
+    from fitplan.errors import ModelNotSupported as ModelNotSupported
+    from fitplan.errors import NoUsableGpu as NoUsableGpu
+    from fitplan.errors import SetupConflict as SetupConflict
     from fitplan.errors import ValidationFailed as ValidationFailed
     from fitplan.explanation import Explanation as Explanation
     from fitplan.fitmap import FitMap as FitMap
@@ -28,6 +33,14 @@ if TYPE_CHECKING:
     from fitplan.models.resolve import ModelConfig as ModelConfig
     from fitplan.plan import CheckReport as CheckReport
     from fitplan.plan import Plan as Plan
+    from fitplan.setup import Attention as Attention
+    from fitplan.setup import Dtype as Dtype
+    from fitplan.setup import Method as Method
+    from fitplan.setup import MixedPrecision as MixedPrecision
+    from fitplan.setup import Optim as Optim
+    from fitplan.setup import Padding as Padding
+    from fitplan.setup import Quant as Quant
+    from fitplan.setup import Task as Task
     from fitplan.setup import TrainingSetup as TrainingSetup
     from fitplan.trace.events import Category as Category
     from fitplan.validation.report import ValidationReport as ValidationReport
@@ -36,9 +49,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AdviceReport": "fitplan.advice",
+    "Attention": "fitplan.setup",
     "Category": "fitplan.trace.events",
     "CheckReport": "fitplan.plan",
     "Device": "fitplan.devices.device",
+    "DeviceNotFound": "fitplan.errors",
+    "Dtype": "fitplan.setup",
     "Explanation": "fitplan.explanation",
     "Fit": "fitplan.verdict",
     "FitMap": "fitplan.fitmap",
@@ -46,10 +62,20 @@ _HOMES = {
     "InputError": "fitplan.errors",
     "MemoryEstimate": "fitplan.memory",
     "MemoryMoment": "fitplan.memory",
+    "Method": "fitplan.setup",
     "MissingDependency": "fitplan.errors",
+    "MixedPrecision": "fitplan.setup",
     "ModelConfig": "fitplan.models.resolve",
+    "ModelNotFound": "fitplan.errors",
+    "ModelNotSupported": "fitplan.errors",
+    "NoUsableGpu": "fitplan.errors",
+    "Optim": "fitplan.setup",
+    "Padding": "fitplan.setup",
     "ParameterGroup": "fitplan.audit",
     "Plan": "fitplan.plan",
+    "Quant": "fitplan.setup",
+    "SetupConflict": "fitplan.errors",
+    "Task": "fitplan.setup",
     "TrainingSetup": "fitplan.setup",
     "ValidationFailed": "fitplan.errors",
     "ValidationReport": "fitplan.validation.report",
@@ -67,6 +93,8 @@ __all__ = list(_HOMES)  # pyright: ignore
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("fitplan")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'fitplan' has no attribute {name!r}")

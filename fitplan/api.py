@@ -337,6 +337,8 @@ def _where(
 
 
 def _setup(model: ModelConfig, capability: tuple[int, int], settings: dict[str, Any]) -> TrainingSetup:
+    if model.attn in set(Attention):
+        settings = {"attn": model.attn, **given(settings)}
     method = TrainingSetup.from_dict({"method": settings.get("method")}).method
     return TrainingSetup.from_dict(
         with_defaults(settings, method=method, positions=model.positions, capability=capability)

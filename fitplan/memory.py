@@ -1,6 +1,7 @@
 """From a trace to a memory estimate: the peak, its moment, and where the memory goes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from fitplan.cuda import GRANULE, LARGE_BLOCK
 from fitplan.phase import Phase
@@ -86,6 +87,20 @@ class MemoryEstimate:
     def breakdown(self) -> dict[Category, int]:
         """Bytes by category at the peak; they sum to ``peak_allocated_bytes``."""
         return self.peak.breakdown
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; sizes are bytes."""
+        return {
+            "peak_allocated_bytes": self.peak_allocated_bytes,
+            "peak_reserved_bytes": self.peak_reserved_bytes,
+            "paged_bytes": self.paged_bytes,
+            "peak_moment": self.peak_moment,
+            "breakdown": dict(self.breakdown),
+            "moments": [
+                {"name": moment.name, "bytes": moment.bytes, "breakdown": dict(moment.breakdown)}
+                for moment in self.moments
+            ],
+        }
 
 
 def estimate_trace(trace: Trace, granule: int = GRANULE) -> MemoryEstimate:

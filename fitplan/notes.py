@@ -30,7 +30,7 @@ def notes_on(
         for name, version in versions.items()
         if installed.get(name, version).partition("+")[0] != version.partition("+")[0]
     )
-    found = [*_on_model(model), *(_on_gpu(gpu, setups) if gpu is not None else ())]
+    found = [*_on_model(model), *_on_length(model, setups), *(_on_gpu(gpu, setups) if gpu is not None else ())]
     if moved:
         found.append(f"these figures were traced with {', '.join(moved)}; --trace takes the installed versions")
     return tuple(found)
@@ -43,6 +43,12 @@ def _on_model(model: ModelConfig) -> Iterator[str]:
         yield f"the checkpoint is quantised ({how}); the answer is for its weights unquantised"
     if model.is_part:
         yield "this model reads more than text; the answer is for its text model alone"
+
+
+def _on_length(model: ModelConfig, setups: Sequence[TrainingSetup]) -> Iterator[str]:
+    longest = max((setup.seq_len for setup in setups), default=0)
+    if model.positions is not None and longest > model.positions:
+        yield f"seq_len {longest} is more than the {model.positions} positions that {model.name} was made for"
 
 
 def _on_gpu(gpu: Device, setups: Sequence[TrainingSetup]) -> Iterator[str]:

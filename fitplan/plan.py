@@ -60,6 +60,10 @@ class Plan:
             return None
         return sum(group.bytes for group in self.parameters if group.adapter)
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; sizes are bytes."""
+        return _plan(self)
+
 
 @dataclass(frozen=True)
 class CheckReport:
@@ -113,7 +117,7 @@ def _document(report: CheckReport) -> dict[str, Any]:
             "parameters": report.plans[0].base_parameters if report.plans else None,
         },
         "gpu": report.gpu and report.gpu.to_dict(),
-        "plans": [_plan(plan) for plan in report.plans],
+        "plans": [plan.to_dict() for plan in report.plans],
         "advice": [
             {"plan": number, **proposal_document(plan.fix)}
             for number, plan in enumerate(report.plans)
@@ -131,7 +135,11 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "setup": plan.setup.to_dict(),
         "source": plan.source,
         "trainable_parameters": plan.trainable_parameters,
-        "estimate": _estimate(plan.estimate, plan.memory),
+        "estimate": {
+            **plan.estimate.to_dict(),
+            "device_bytes": plan.memory.bytes,
+            "device": _device(plan.memory),
+        },
         "verdict": verdict.fit if verdict else None,
         "slack_bytes": verdict.slack_bytes if verdict else None,
         "uncertainty_bytes": verdict.uncertainty_bytes if verdict else None,
@@ -156,26 +164,14 @@ def _plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _estimate(estimate: MemoryEstimate, memory: DeviceMemory) -> dict[str, Any]:
+def _device(memory: DeviceMemory) -> dict[str, Any]:
     return {
-        "peak_allocated_bytes": estimate.peak_allocated_bytes,
-        "peak_reserved_bytes": estimate.peak_reserved_bytes,
-        "device_bytes": memory.bytes,
-        "device": {
-            "allocated_bytes": memory.allocated_bytes,
-            "unsplit_bytes": memory.unsplit_bytes,
-            "cached_bytes": memory.cached_bytes,
-            "paged_bytes": memory.paged_bytes,
-            "context_bytes": memory.context.bytes,
-            "context_source": memory.context.source,
-            "context_measured_on": memory.context.measured_on,
-            "spread_bytes": memory.spread_bytes,
-        },
-        "paged_bytes": estimate.paged_bytes,
-        "peak_moment": estimate.peak_moment,
-        "breakdown": dict(estimate.breakdown),
-        "moments": [
-            {"name": moment.name, "bytes": moment.bytes, "breakdown": dict(moment.breakdown)}
-            for moment in estimate.moments
-        ],
+        "allocated_bytes": memory.allocated_bytes,
+        "unsplit_bytes": memory.unsplit_bytes,
+        "cached_bytes": memory.cached_bytes,
+        "paged_bytes": memory.paged_bytes,
+        "context_bytes": memory.context.bytes,
+        "context_source": memory.context.source,
+        "context_measured_on": memory.context.measured_on,
+        "spread_bytes": memory.spread_bytes,
     }

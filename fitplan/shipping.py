@@ -14,7 +14,7 @@ from fitplan.cuda import AMPERE
 from fitplan.errors import FitplanError, InputError, ModelNotSupported
 from fitplan.estimator import shaped, survey_of
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint
-from fitplan.footprint.recipe import kernels_of, recipe_of
+from fitplan.footprint.recipe import SOME_DROPOUT, kernels_of, recipe_of
 from fitplan.footprint.size import NoFormula, Shape
 from fitplan.footprint.store import SHIPPED_NAMES, ShippedFile, digest_of
 from fitplan.footprint.survey import optimizer_footprint
@@ -54,7 +54,7 @@ def common_setups(capability: tuple[int, int]) -> Iterator[TrainingSetup]:
     for method in Method:
         yield setup(method, attn=Attention.FLASH_ATTENTION_2)
     for method in (Method.LORA, Method.QLORA):
-        yield setup(method, lora_dropout=0.05)
+        yield setup(method, lora_dropout=SOME_DROPOUT)
     yield setup(Method.FULL, dtype=Dtype.FLOAT32)
     yield setup(Method.FULL, mixed_precision=MixedPrecision.NO)
     yield setup(Method.FULL, use_liger_kernel=True)

@@ -1,13 +1,16 @@
 """What programs call: settings as they come, answers that tell what they do not hold."""
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 
 import fitplan
 from fitplan.errors import InputError, SetupConflict
+from fitplan.models.catalog import find_entries
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import TrainingSetup
+from fitplan.report.models import models_document
+from fitplan.setup import Attention, TrainingSetup
 
 
 @pytest.mark.parametrize("name", sorted(set(TrainingSetup.__dataclass_fields__) - {"method"}))
@@ -58,3 +61,39 @@ def test_what_a_model_that_reads_more_nests_decides() -> None:
     text = {"max_position_embeddings": 1000, "sliding_window": 32, "vocab_size": 100, "hidden_size": 64}
     nested = ModelConfig("m", "file", {"model_type": "gemma3", "text_config": text, "vision_config": {}})
     assert (nested.positions, nested.windows, nested.loss_pieces) == (960, (32,), 2)
+
+
+def test_the_setups_that_ship_are_settings() -> None:
+    """Each can be given back as it is, and is answered without a trace."""
+    (model,) = models_document(find_entries("llama-3.2-1b"))["models"]
+    assert model["setups"]
+    assert model["setups_before_ampere"]
+    for gpu, setups in (("4090", model["setups"]), ("t4", model["setups_before_ampere"])):
+        for setup in setups:
+            assert fitplan.check(model["name"], gpu=gpu, **setup).source == "shipped"
+
+
+def test_a_length_beyond_the_positions_is_told() -> None:
+    told = [note for note in fitplan.check("llama-2-7b", method="lora", seq_len=8192).warnings if "positions" in note]
+    assert told == ["seq_len 8192 is more than the 4096 positions that llama-2-7b was made for"]
+    assert not [note for note in fitplan.check("llama-2-7b", method="lora").warnings if "positions" in note]
+
+
+def test_a_config_keeps_the_attention_it_was_made_with() -> None:
+    transformers = pytest.importorskip("transformers")
+    tiny = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
+    config = transformers.LlamaConfig(**tiny, attn_implementation="eager")
+    asked = {"method": "lora", "seq_len": 32}
+    assert fitplan.check(config, **asked).plans[0].setup.attn is Attention.EAGER
+    assert fitplan.check(config, **asked, attn="sdpa").plans[0].setup.attn is Attention.SDPA
+    with pytest.raises(InputError, match="PretrainedConfig"):
+        fitplan.check(transformers.LlamaConfig)
+
+
+def test_parts_of_an_answer_are_documents_too() -> None:
+    report = fitplan.check("llama-3.2-1b", gpu="4090", method="lora")
+    document = report.to_dict()
+    assert report.plans[0].to_dict() == document["plans"][0]
+    assert document["plans"][0]["estimate"].items() >= report.plans[0].estimate.to_dict().items()
+    assert fitplan.estimate("llama-3.2-1b", gpu="4090", method="lora") == report.plans[0].estimate
+    assert fitplan.__version__ == version("fitplan")

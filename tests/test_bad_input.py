@@ -432,6 +432,33 @@ def test_the_command_itself_prints_one_line(tmp_path: Path) -> None:
         assert_refused(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_complaint_that_cannot_be_written_changes_no_exit_code() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "fitplan", "check", "llama-8b", "--gpu", "h1000"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, timeout=LIMIT_SECONDS, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_a_defect_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise AssertionError("so it is not")
+
+    monkeypatch.setattr("fitplan.api.check", fails)
+    assert main(["check", "llama-8b"]) == 70
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "so it is not" in printed.err
+    assert "defect of fitplan" in printed.err.splitlines()[-1]
+
+
+def test_a_model_that_no_address_reaches_is_answered(cli: Cli) -> None:
+    huge = LLAMA | {"hidden_size": 2**31 - 64, "intermediate_size": 2**31 - 1, "head_dim": None}
+    code, out, _ = cli("check", cli.config(huge), *QUICK, "--vram", "8GiB")
+    assert code == 1
+    assert "does not fit" in out
+
+
 def test_an_output_that_cannot_show_every_character(tmp_path: Path) -> None:
     """The pipe of an old locale, and of Windows: bars and names may be lost, the answer and its exit code not."""
     config = tmp_path / "模型.json"
@@ -445,7 +472,7 @@ def test_an_output_that_cannot_show_every_character(tmp_path: Path) -> None:
     assert "LoRA" in done.stdout
 
 
-@pytest.mark.parametrize("gpu", ["h1000", "", " ", "a\nb", "RTX 9999", "-", "cuda:0"])
+@pytest.mark.parametrize("gpu", ["h1000", "", " ", "a\nb", "RTX 9999", "-", "cuda:0", "4090ti"])
 def test_an_unknown_gpu(cli: Cli, gpu: str) -> None:
     cli.refuses("check", "llama-7b", f"--gpu={gpu}")
 

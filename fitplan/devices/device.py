@@ -80,7 +80,8 @@ def _hint(name: str, names: Mapping[str, Device]) -> str:
     if counted and (one := counted["before"] or counted["after"]) and _normal(one) in names:
         return f"{name!r} are several GPUs, and one is planned for; give its name without the count: {one}"
     with suppress(InputError):
-        return f"{name!r} is an amount of memory ({gib(parse_size(name))}), not the name of a GPU; give it as vram"
+        if (size := parse_size(name)) <= _LARGEST_ASKED:
+            return f"{name!r} is an amount of memory ({gib(size)}), not the name of a GPU; give it as vram"
     if _OTHER_MAKERS.search(name):
         return f"only GPUs by NVIDIA are known, and {name!r} is not one; {instead}"
     keys = {spelling: key for _, key, spellings in _entries() for spelling in spellings}
@@ -88,6 +89,8 @@ def _hint(name: str, names: Mapping[str, Device]) -> str:
     return f"no GPU is known as {name!r}; {near + ' S' if near else 's'}ee fitplan gpus; {instead}"
 
 
+_LARGEST_ASKED = 4096 * GIB
+"""What is more, such as ``4090ti``, is no amount of memory that a GPU has."""
 _COUNTED = re.compile(r"\s*\d+\s*[x×*]\s*(?P<after>.+?)\s*|\s*(?P<before>.+?)\s*[x×*]\s*\d+\s*", re.IGNORECASE)
 _OTHER_MAKERS = re.compile(
     r"\b(amd|radeon|instinct|mi\d{2,3}[ax]?|[rw]x\W?\d{4}|w[67]\d00|7900\W?xtx?|apple|m[1-9](\W?(pro|max|ultra))?"
@@ -135,6 +138,10 @@ _ANY = "any"
 
 
 def _normal(name: str) -> str:
-    """The name without its makers' words, and with sizes as bare numbers: ``a100-40`` for ``NVIDIA A100 40GB``."""
-    words = re.sub(r"(^|-)(nvidia|geforce|tesla)(?=-|$)", "", plain(name)).strip("-")
+    """The name without its makers' words, and with sizes as bare numbers: ``a100-40`` for ``NVIDIA A100 40GB``.
+
+    Schedulers have words of their own: ``gpu:a100`` (Slurm), ``NVIDIA-A100-SXM4-40GB-SHARED`` (Kubernetes).
+    """
+    words = re.sub(r"^gpu:|-shared$", "", name.strip(), flags=re.IGNORECASE)
+    words = re.sub(r"(^|-)(nvidia|geforce|tesla)(?=-|$)", "", plain(words)).strip("-")
     return re.sub(r"-(\d+)-?gi?b?(?=-|$)", r"-\1", words)

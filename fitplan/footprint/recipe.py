@@ -10,6 +10,8 @@ _NOT_IN_RECIPE = (
     "batch_size", "seq_len", "gradient_accumulation_steps", "lora_r", "lora_alpha", "optim", "expandable_segments",
 )  # fmt: skip
 
+SOME_DROPOUT = 0.05
+
 Recipe = dict[str, Any]
 
 
@@ -28,6 +30,12 @@ def recipe_of(setup: TrainingSetup) -> Recipe:
     if setup.quant is Quant.FP4:
         recipe["quant"] = str(Quant.NF4)
     return recipe
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """Settings that have this recipe, as JSON-ready values."""
+    dropout = {None: None, False: 0.0, True: SOME_DROPOUT}[recipe["lora_dropout"]]
+    return {**recipe, "lora_dropout": dropout}
 
 
 def kernels_of(capability: tuple[int, int]) -> str:

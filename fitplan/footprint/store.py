@@ -109,6 +109,8 @@ def why_not_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[
 
     differ = min((others(recipe) for recipe in recipes), key=lambda names: ("method" in names, len(names)))
     values = {name: getattr(setup, name) for name in differ}
+    if not values and model.positions is not None and setup.seq_len > model.positions:
+        return f"seq_len {setup.seq_len} is more than the {model.positions} positions that {model.name} was made for"
     if not values:
         names = ("optim", "lora_r", "batch_size", "seq_len", "gradient_accumulation_steps")
         values = {name: getattr(setup, name) for name in names if getattr(setup, name) is not None}

@@ -13,6 +13,8 @@ from fitplan.names import did_you_mean, plain
 
 MAX_CONFIG_BYTES = 2**20
 HUB_TIMEOUT_SECONDS = 5
+LONGEST_NAME = 100
+"""Of a name that is not known, so much is shown."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class ModelConfig:
         settings: the content of ``config.json``.
         pretrained: what ``from_pretrained`` takes for its weights, a hub id or a folder; ``None`` where none is known.
         is_text_of_more: whether it was published as a part of a model that reads more than text.
+        attn: the ``attn_implementation`` that a ``PretrainedConfig`` was made with.
 
     """
 
@@ -33,6 +36,7 @@ class ModelConfig:
     settings: Mapping[str, Any]
     pretrained: str | None = None
     is_text_of_more: bool = False
+    attn: str | None = None
 
     @property
     def is_part(self) -> bool:
@@ -86,7 +90,8 @@ def resolve_model(model: Any) -> ModelConfig:
     if hasattr(model, "to_dict") and hasattr(model, "model_type") and not isinstance(model, type):
         settings = model.to_dict()
         known = getattr(model, "name_or_path", "") or None
-        return _checked(ModelConfig(known or model.model_type, "given", settings, known))
+        attn = getattr(model, "_attn_implementation", None)
+        return _checked(ModelConfig(known or model.model_type, "given", settings, known, attn=attn))
     if not isinstance(model, str | Path):
         raise InputError(f"a model is a name, a path or a PretrainedConfig, not {type(model).__name__}")
     text = without_address(str(model))
@@ -102,7 +107,8 @@ def resolve_model(model: Any) -> ModelConfig:
         return _from_path(path)
     if text.count("/") == 1:
         return _from_hub(text)
-    raise ModelNotFound(f"no model is known as {text!r}; {_hint(text)}")
+    shown = text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}..."
+    raise ModelNotFound(f"no model is known as {shown!r}; {_hint(text)}")
 
 
 def _hint(text: str) -> str:
@@ -159,7 +165,7 @@ def _read_config(file: Path) -> dict[str, Any]:
             raise InputError(f"{file} is not a file; give a folder with a config.json, or the file itself")
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise InputError(f"{file} is larger than 1 MiB, which no model config is; give the model's config.json")
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
         raise InputError(f"{file} is not valid JSON ({error}); give the model's config.json") from error
     except OSError as error:

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fitplan.cuda import AMPERE, BEFORE_AMPERE
+from fitplan.footprint.recipe import kernels_of, settings_of
 from fitplan.footprint.store import shipped_recipes
 from fitplan.models.catalog import CatalogEntry
 from fitplan.report.tables import print_table
@@ -22,7 +24,11 @@ _LEGEND = (
 
 
 def models_document(found: tuple[CatalogEntry, ...]) -> dict[str, Any]:
-    """The ``fitplan.models/1`` document; ``setups`` are those that are answered without torch."""
+    """The ``fitplan.models/1`` document.
+
+    ``setups`` are those that are answered without torch, ``setups_before_ampere`` the same for GPUs such as the T4;
+    each can be given to :func:`fitplan.check` as it is.
+    """
     return {
         "schema": SCHEMA,
         "models": [
@@ -31,11 +37,16 @@ def models_document(found: tuple[CatalogEntry, ...]) -> dict[str, Any]:
                 "aliases": list(entry.aliases),
                 "hub_ids": list(entry.hub_ids),
                 "parameters": entry.parameters,
-                "setups": shipped_recipes(entry.name),
+                "setups": _setups(entry.name, AMPERE),
+                "setups_before_ampere": _setups(entry.name, BEFORE_AMPERE),
             }
             for entry in found
         ],
     }
+
+
+def _setups(name: str, capability: tuple[int, int]) -> list[dict[str, Any]]:
+    return [settings_of(recipe) for recipe in shipped_recipes(name, kernels_of(capability))]
 
 
 def print_models(found: tuple[CatalogEntry, ...], console: Console) -> None:

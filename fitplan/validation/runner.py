@@ -12,7 +12,7 @@ from typing import Self
 from fitplan.allocator.replay import replay
 from fitplan.allocator.settings import VARIABLES, AllocatorSettings
 from fitplan.devices.context import context_on
-from fitplan.devices.detect import MigSlice, choose, detect, to_device
+from fitplan.devices.detect import MigSlice, choose, detect, means_this_machine, to_device
 from fitplan.devices.device import Device
 from fitplan.errors import InputError, NoUsableGpu
 from fitplan.models.resolve import ModelConfig
@@ -36,7 +36,7 @@ from fitplan.validation.job import Expectation, Job, Measurement, PhaseMemory, R
 from fitplan.validation.process import RUNS_JOBS, Child, measure
 from fitplan.validation.report import ValidationReport
 
-CPU = "cpu"
+CPU, CUDA = "cpu", "cuda"
 TOLERANCE = 2.0
 """Percent."""
 
@@ -65,10 +65,13 @@ def find_target(device: str) -> Target:
 
     Raises:
         NoUsableGpu: there is no such GPU, or it cannot be used.
+        InputError: it is the name of neither.
 
     """
     if device == CPU:
         return Target(CPU, None, {"CUDA_VISIBLE_DEVICES": ""})
+    if device != CUDA and not means_this_machine(device):
+        raise InputError(f"device is cuda, cpu, or the index or UUID of a GPU of this machine, not {device!r}")
     try:
         return find_gpu(device)
     except NoUsableGpu as error:
@@ -82,7 +85,7 @@ def find_gpu(device: str) -> Target:
         NoUsableGpu: there is no such GPU, or it cannot be used.
 
     """
-    chosen = choose(detect(), "auto" if device == "cuda" else device)
+    chosen = choose(detect(), "auto" if device == CUDA else device)
     gpu = to_device(chosen)
     visible = chosen.uuid or str(chosen.gpu_index if isinstance(chosen, MigSlice) else chosen.index)
     return Target("cuda:0", gpu, {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
@@ -117,7 +120,7 @@ class Options:
         if self.steps < 3:
             raise InputError(f"steps must be at least 3, not {self.steps}: later steps are compared with the second")
         if not 0 < self.timeout <= MOST_SECONDS:
-            raise InputError(f"timeout must lie between 0 and {MOST_SECONDS} seconds, not {self.timeout:g}")
+            raise InputError(f"timeout must be more than 0 and at most {MOST_SECONDS} seconds, not {self.timeout:g}")
         if not 0 <= self.tolerance < math.inf:
             raise InputError(f"tolerance must be 0 % or more, not {self.tolerance:g} %")
         if self.limit_bytes is not None and self.limit_bytes <= 0:
