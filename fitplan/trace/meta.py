@@ -62,6 +62,8 @@ def _chosen_by_device(gpu: Gpu | None) -> Iterator[None]:
     if gpu is not None:
         library.impl("dropout", dropout, "AutogradMeta")
     for name, kernel in _QUICK_KERNELS.items():
+        # Its own kernels, in Python, PyTorch before 2.13 lets nobody override (torch/library.py, ``Library.impl``).
+        torch.library._impls.discard(f"aten/{name}/Meta")
         library.impl(name, kernel, "Meta")
     try:
         yield
