@@ -277,3 +277,41 @@ def test_an_older_peft_empties_no_cache(monkeypatch: pytest.MonkeyPatch) -> None
     setup = TrainingSetup(method="qlora", batch_size=1, seq_len=8)
     assert not trace_training(load_config(FAMILIES["llama"]), setup, A100).trace.emptied
     assert peft.prepare_model_for_kbit_training is older
+
+
+@pytest.mark.parametrize("settings", [{"method": "full"}, {"method": "qlora"}, {"method": "full", "optim": "sgd"}])
+def test_a_trace_does_not_turn_to_the_gpu_that_is_there(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it take another way because there is one."""
+    setup = TrainingSetup(**settings, batch_size=1, seq_len=8)
+    without = trace_training(load_config(FAMILIES["llama"]), setup, A100).trace
+
+    def turned_to(*_: Any, **__: Any) -> None:
+        raise AssertionError("this makes a CUDA context")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_initialized", True)
+    for name in ("is_current_stream_capturing", "empty_cache", "synchronize", "mem_get_info", "get_rng_state"):
+        monkeypatch.setattr(torch.cuda, name, turned_to)
+    trace = trace_training(load_config(FAMILIES["llama"]), setup, A100).trace
+    assert [(a.size, a.op) for a in trace.allocations] == [(a.size, a.op) for a in without.allocations]
+    assert trace.events == without.events
+    assert torch.cuda.is_current_stream_capturing is torch.cuda.empty_cache is turned_to
+
+
+def test_kernels_stand_in_where_pytorch_lets_nobody_override_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 2.13."""
+    implement = torch.library.Library.impl
+
+    def strict(self: Any, name: Any, fn: Any, key: str = "", **kwargs: Any) -> Any:
+        if f"{self.ns}/{name}/{key}" in torch.library._impls:
+            raise RuntimeError("This is not allowed since there's already a kernel registered from python")
+        return implement(self, name, fn, key, **kwargs)
+
+    monkeypatch.setattr(torch.library.Library, "impl", strict)
+    for _ in range(2):
+        torch.library._impls.add("aten/mul.Tensor/Meta")
+        assert _recorded(lambda: torch.ones(4, device="meta") * 2) == [("aten.ones", 16), ("aten.mul.Tensor", 16)]

@@ -463,7 +463,7 @@ class _Driver:
 
     nvmlMemory_v2 = 2  # noqa: N815  the name is NVML's
 
-    def __init__(self, used: list[int], processes: list[tuple[int, int]]) -> None:
+    def __init__(self, used: list[int], processes: list[tuple[int, int | None]]) -> None:
         self.used, self.processes = used, processes
 
     def nvmlInit(self) -> None: ...
@@ -481,7 +481,8 @@ class _Driver:
 
 def test_memory_of_the_process_is_the_drivers_or_what_came_since() -> None:
     assert ProcessMemory(_Driver([0], [(1, 5), (os.getpid(), 70)]), "GPU-1").read() == 70
-    assert ProcessMemory(_Driver([100, 350], [(1, 5)]), "GPU-1").read() == 250
+    for processes in ([(1, 5)], [], [(os.getpid(), None)], [(os.getpid(), 0)]):
+        assert ProcessMemory(_Driver([100, 350], processes), "GPU-1").read() == 250
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------

@@ -62,6 +62,8 @@ def _chosen_by_device(gpu: Gpu | None) -> Iterator[None]:
     if gpu is not None:
         library.impl("dropout", dropout, "AutogradMeta")
     for name, kernel in _QUICK_KERNELS.items():
+        # Its own kernels, in Python, PyTorch before 2.13 lets nobody override (torch/library.py, ``Library.impl``).
+        torch.library._impls.discard(f"aten/{name}/Meta")
         library.impl(name, kernel, "Meta")
     try:
         yield
@@ -125,12 +127,18 @@ _QUICK_KERNELS: dict[str, Any] = {
 
 @contextmanager
 def _patched_libraries(gpu: Gpu | None) -> Iterator[None]:
-    """The places where libraries look at the device's name instead of at what it can do."""
+    """Where libraries look at the device's name instead of at what it can do, or turn to a GPU that is there.
+
+    Before each step PyTorch's optimizers ask whether a CUDA graph is captured (``optim/optimizer.py``), which makes a
+    CUDA context in this process (``c10/cuda/CUDAGraphsC10Utils.h``, ``currentStreamCaptureStatusMayInitCtx``).
+    """
     import torch.utils._foreach_utils as foreach
     import torch.utils.checkpoint as checkpoint
 
     device_type = "cuda" if gpu else "cpu"
     infer, fused = checkpoint._infer_device_type, foreach._get_fused_kernels_supported_devices
+    capturing, empty_cache = torch.cuda.is_current_stream_capturing, torch.cuda.empty_cache
+    torch.cuda.is_current_stream_capturing, torch.cuda.empty_cache = lambda: False, lambda: None
     checkpoint._infer_device_type = lambda *args: device_type
     foreach._get_fused_kernels_supported_devices = lambda: [*fused(), "meta"]
     modules = [
@@ -144,6 +152,7 @@ def _patched_libraries(gpu: Gpu | None) -> Iterator[None]:
     try:
         yield
     finally:
+        torch.cuda.is_current_stream_capturing, torch.cuda.empty_cache = capturing, empty_cache
         checkpoint._infer_device_type = infer
         foreach._get_fused_kernels_supported_devices = fused
         for module in patched:
