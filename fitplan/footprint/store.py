@@ -83,11 +83,8 @@ def find_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int
 
 
 def _answers(entry: Mapping[str, Any], wanted: Recipe) -> bool:
-    """Where the recipe leaves the choice to the library, naming what it chooses is the same.
-
-    A setting that the file does not know yet has its default in it.
-    """
-    recipe = {**_LATER_SETTINGS, **entry["recipe"]}
+    """Where the recipe leaves the choice to the library, naming what it chooses is the same."""
+    recipe = dict(entry["recipe"])
     for name, chosen in (("attn", entry["attention"]), ("task", entry["task"])):
         if recipe[name] is None and wanted[name] == chosen:
             recipe[name] = chosen
@@ -105,7 +102,7 @@ def why_not_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[
     wanted = recipe_of(setup)
 
     def others(recipe: Recipe) -> list[str]:
-        return [name for name, value in {**_LATER_SETTINGS, **recipe}.items() if value != wanted[name]]
+        return [name for name, value in recipe.items() if value != wanted[name]]
 
     differ = min((others(recipe) for recipe in recipes), key=lambda names: ("method" in names, len(names)))
     values = {name: getattr(setup, name) for name in differ}
@@ -116,9 +113,6 @@ def why_not_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[
         values = {name: getattr(setup, name) for name in names if getattr(setup, name) is not None}
     shown = (f"{name} {','.join(v) if isinstance(v, tuple) else v}" for name, v in values.items() if v is not None)
     return f"no formula of {model.name} ships for {', '.join(shown)}"
-
-
-_LATER_SETTINGS = {"use_liger_kernel": False}
 
 
 @cache
@@ -146,7 +140,7 @@ def _optimizers(name: str, kernels: str, key: str, optim: Optim) -> tuple[tuple[
 def _header(name: str, kernels: str) -> dict[str, Any]:
     lines = _shipped(name, kernels)
     header: dict[str, Any] = json.loads(lines[0]) if lines else {}
-    return header if header.get("format") in (1, FORMAT) else {"footprints": []}
+    return header if header.get("format") == FORMAT else {"footprints": []}
 
 
 @dataclass
@@ -178,7 +172,7 @@ class ShippedFile:
             header["step"],
             [
                 (
-                    _LATER_SETTINGS | entry["recipe"],
+                    entry["recipe"],
                     entry["optimizers"],
                     footprint_from_dict(line | {"versions": header["versions"]}),
                 )
