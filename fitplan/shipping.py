@@ -22,6 +22,7 @@ from fitplan.memory import estimate_trace
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import Attention, Dtype, Method, MixedPrecision, Optim, TrainingSetup, with_defaults
 from fitplan.tracer import installed_versions, trace_job
+from fitplan.whole import write_whole
 
 if TYPE_CHECKING:
     from fitplan.trace.tracing import TracedRun
@@ -128,11 +129,8 @@ def ship(
 
 
 def _write(path: Path, file: ShippedFile) -> None:
-    unfinished = path.with_suffix(".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(file.to_bytes())
-        unfinished.replace(path)
+        write_whole(path, file.to_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; choose another --out") from error
 

@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 
 from fitplan import api
 from fitplan.cli.dossier import gather
-from fitplan.cli.files import check_writable, write_whole
+from fitplan.cli.files import check_writable, write_answer
 from fitplan.cli.main import main
 from fitplan.devices.device import find_device
 from fitplan.errors import ModelNotSupported
@@ -397,9 +397,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
         if before is not None:
             out.write_text(before)
         program = (
-            "import pathlib, resource\nfrom fitplan.cli.files import write_whole\n"
+            "import pathlib, resource\nfrom fitplan.cli.files import write_answer\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-            f"write_whole(pathlib.Path({str(out)!r}), 'x' * 10**6)"
+            f"write_answer(pathlib.Path({str(out)!r}), 'x' * 10**6)"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
         assert f"InputError: {out} cannot be written: " in done.stderr
@@ -411,11 +411,11 @@ def test_a_link_and_a_pipe_stay_what_they_are(tmp_path: Path) -> None:
     file, link = tmp_path / "file", tmp_path / "link"
     file.write_text("old")
     link.symlink_to(file)
-    write_whole(link, "new")
+    write_answer(link, "new")
     assert link.is_symlink()
     assert file.read_text() == "new"
     check_writable(Path("/dev/null"))
-    write_whole(Path("/dev/null"), "new")
+    write_answer(Path("/dev/null"), "new")
     assert Path("/dev/null").is_char_device()
 
 

@@ -118,7 +118,7 @@ def test_an_interrupted_write_leaves_nothing(own_cache: Path, monkeypatch: pytes
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store.json, "dump", interrupted)
+    monkeypatch.setattr(Path, "replace", interrupted)
     setup, found = _point(512, 8)
     with pytest.raises(KeyboardInterrupt):
         store.keep(ModelConfig("tiny", "file", FAMILIES["llama"]), setup, A100, found)

@@ -357,20 +357,20 @@ def test_a_full_disk_costs_the_record_only(
     config: str, faked: Fake, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faked()
-    write = Path.write_text
+    write = Path.write_bytes
 
-    def full(path: Path, text: str, *rest: Any, **more: Any) -> int:
+    def full(path: Path, content: bytes) -> int:
         if path.suffix == ".part":
-            write(path, text[:10])
+            write(path, content[:10])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(path, text, *rest, **more)
+        return write(path, content)
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     code, out, err = _run(capsys, config, "--device", "cpu", "--method", "full", *SHAPE)
     assert code == 2
     assert "peak requested is 0.000 % off" in out
     assert "No space left on device" in _one_sentence(err)
-    assert list(records.own_records().glob("*.part")) == []
+    assert list(records.own_records().iterdir()) == []
     with pytest.warns(UserWarning, match="No space left"):
         assert fitplan.validate(config, device="cpu", method="full", batch_size=2, seq_len=16).within
 

@@ -115,7 +115,7 @@ def report(
 
     from fitplan import api
     from fitplan.cli.dossier import gather
-    from fitplan.cli.files import check_writable, write_whole
+    from fitplan.cli.files import check_writable, write_answer
     from fitplan.errors import MissingDependency
 
     try:
@@ -132,10 +132,10 @@ def report(
         dossier = gather(model, device, method, given(settings), progress)
         progress("drawing")
         drawn = pictures(dossier)
-        write_whole(Path(out), page(dossier, drawn))
+        write_answer(Path(out), page(dossier, drawn))
         if svg:
             for name, picture in drawn.items():
-                write_whole(Path(svg, f"{name}.svg"), picture)
+                write_answer(Path(svg, f"{name}.svg"), picture)
     _warn(dossier.check.warnings)
     print(f"{out}: {headline(dossier.check)}")
     return _exit_code(dossier.check)

@@ -1,10 +1,10 @@
 """The files that a command writes for the person who named them."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from fitplan.errors import InputError
+from fitplan.whole import write_whole
 
 
 def check_writable(file: Path) -> None:
@@ -23,22 +23,19 @@ def check_writable(file: Path) -> None:
         raise InputError(f"{file} may not be written")
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a text as UTF-8, all of it or nothing: beside, then moved into place.
+def write_answer(file: Path, text: str) -> None:
+    """Write a text, all of it or nothing, to a file or to what is no plain file, such as ``/dev/stdout``.
 
     Raises:
         InputError: it cannot be written. What was there before is there still.
 
     """
-    unfinished = file if _is_device(file) else file.resolve().with_name(f".{file.name}.part")
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        if unfinished is not file:
-            unfinished.replace(file.resolve())  # what a link leads to, not the link
+        if _is_device(file):
+            file.write_text(text, encoding="utf-8")
+        else:
+            write_whole(file.resolve(), text)  # what a link leads to, not the link
     except OSError as error:
-        if unfinished is not file:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
         raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
 
 

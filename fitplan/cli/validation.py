@@ -7,7 +7,7 @@ from typing import Any
 
 from fitplan.cli.commands import answer_with
 from fitplan.cli.console import EXIT_FITS, EXIT_MISSED, Narration
-from fitplan.cli.files import check_writable, write_whole
+from fitplan.cli.files import check_writable, write_answer
 from fitplan.errors import InputError, MissingDependency
 from fitplan.setup import given
 
@@ -79,7 +79,7 @@ def _drawer(path: Path, find_limit: str | None) -> Callable[[Any], None]:
 
     def draw(found: Any) -> None:
         deeper = found.runs[1] if isinstance(found, DepthReport) else found
-        write_whole(path, timelines_svg(timelines(deeper.phases)))
+        write_answer(path, timelines_svg(timelines(deeper.phases)))
 
     return draw
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import lzma
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,6 +25,7 @@ from fitplan.footprint.size import Shape
 from fitplan.models.resolve import ModelConfig
 from fitplan.resources import profiles
 from fitplan.setup import LIGER_PACKAGE, Attention, Optim, Task, TrainingSetup
+from fitplan.whole import write_whole
 
 SHIPPED, CACHE = "shipped", "cache"
 """Where a footprint was found."""
@@ -254,23 +254,12 @@ def find_cached(
 def keep(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], footprint: Footprint) -> None:
     """Add the pieces of ``footprint``, which hold their optimizer, to what is kept.
 
-    A file is written beside and moved into place, so that a reader never sees half of one. Where nothing can be
-    written (a full disk, a read-only home) nothing is kept.
+    Where nothing can be written (a full disk, a read-only home) nothing is kept.
     """
-    import tempfile
-
     path = _cache_path(model, setup, capability, footprint.versions)
     before = find_cached(model, setup, capability, footprint.versions)
     regions = {piece.region for piece in footprint.pieces}
     older = [piece for piece in before.footprint.pieces if piece.region not in regions] if before else []
     footprint = replace(footprint, pieces=(*footprint.pieces, *older))
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(footprint_to_dict(footprint), file, separators=(",", ":"))
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(path, json.dumps(footprint_to_dict(footprint), separators=(",", ":")))

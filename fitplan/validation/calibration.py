@@ -15,6 +15,7 @@ from fitplan.devices.context import own_contexts
 from fitplan.errors import InputError, NoUsableGpu
 from fitplan.validation.process import Child
 from fitplan.validation.runner import Target, find_gpu
+from fitplan.whole import write_whole
 
 SCHEMA = "fitplan.calibration/1"
 
@@ -122,12 +123,9 @@ def keep(found: Calibration) -> None:
 
 def _replace(path: Path, row: dict[str, Any]) -> None:
     """Put a row into a JSON list, in place of those of the same GPU; a damaged list is begun anew."""
+    others = [one for one in _rows(path) if one.get("gpu") != row["gpu"]]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        others = [one for one in _rows(path) if one.get("gpu") != row["gpu"]]
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(json.dumps([*others, row], indent=1), encoding="utf-8")
-        unfinished.replace(path)
+        write_whole(path, json.dumps([*others, row], indent=1))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 

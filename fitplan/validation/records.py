@@ -14,6 +14,7 @@ import platformdirs
 from fitplan.errors import InputError
 from fitplan.resources import profiles
 from fitplan.setup import TrainingSetup
+from fitplan.whole import write_whole
 
 if TYPE_CHECKING:  # most models have no record, and an answer is to come at once
     from fitplan.validation.comparison import PhasePair, Quantity
@@ -78,14 +79,9 @@ def write_record(document: dict[str, Any], folder: Path | None = None, label: st
     folder = folder or own_records()
     stamp = label or re.sub(r"[^0-9T]", "", document["created"])
     path = folder / f"{plain_name(document['model']['name'])}--{document['setup']['method']}--{stamp}.json"
-    unfinished = path.with_suffix(".part")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(document, indent=1))
-        unfinished.replace(path)
+        write_whole(path, json.dumps(document, indent=1))
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         raise InputError(f"the record {path} cannot be written: {error.strerror or error}") from error
     return path
 
