@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from fitplan.audit import ParameterGroup
 from fitplan.errors import MissingDependency, ModelNotSupported
-from fitplan.footprint.footprint import Footprint, Piece, piece_at_point
+from fitplan.footprint.footprint import Footprint, OptimizerFootprint, Piece, piece_at_point
 from fitplan.footprint.overhead import replayed
 from fitplan.footprint.recipe import shape_of
 from fitplan.footprint.size import NoFormula, Shape
@@ -19,6 +20,7 @@ from fitplan.tracer import Progress, installed_versions, needed_for, trace_job
 
 if TYPE_CHECKING:
     from fitplan.footprint.survey import Survey
+    from fitplan.trace.tracing import TracedRun
 
 TRACE = "trace"
 
@@ -153,9 +155,13 @@ def footprint_of(
         As :func:`fitplan.tracer.trace_job`.
 
     """
-    stored = find_stored(
-        model, setup, capability, lambda s: any(not piece.region.is_point for piece in s.footprint.pieces)
-    )
+    rank = setup.lora_r or 0
+
+    def reaches_further(stored: StoredFootprint) -> bool:
+        regions = [piece.region for piece in stored.footprint.pieces]
+        return any(not one.is_point and one.lora_r[0] <= rank <= one.lora_r[1] for one in regions)
+
+    stored = find_stored(model, setup, capability, reaches_further)
     if stored is not None:
         return stored
     footprint = surveyed(model, setup, capability, progress)
@@ -164,15 +170,55 @@ def footprint_of(
 
 
 def surveyed(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> Footprint:
-    """The footprint of a setup, from a handful of traces, with its optimizer."""
+    """The footprint of a setup with its optimizer, from a handful of traces; where there is no other, for its rank."""
     try:
-        footprint, optimizer = survey_of(model, setup, capability, progress).footprint(installed_versions(setup))
+        footprint, optimizer = _survey(model, setup, capability, progress)
     except NoFormula as error:
         raise ModelNotSupported(
             f"the memory of {model.name} has no formula with this setup ({error}); "
             "ask fitplan check for one batch size and length at a time"
         ) from error
     return replace(footprint, pieces=tuple(piece.with_optimizer(optimizer) for piece in footprint.pieces))
+
+
+def _survey(
+    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress
+) -> tuple[Footprint, OptimizerFootprint]:
+    versions, rank = installed_versions(setup), setup.lora_r
+    try:
+        return survey_of(model, setup, capability, progress).footprint(versions)
+    except NoFormula:
+        if rank is None or setup.optim is Optim.ADAMW_TORCH_FUSED:
+            raise
+    optimizer = optimizer_of(model, setup, capability, (rank, rank), progress)
+    usual = setup.with_(optim=Optim.ADAMW_TORCH_FUSED)
+    footprint, _ = survey_of(model, usual, capability, progress).footprint(versions)
+    return footprint.for_ranks(rank, rank), optimizer
+
+
+def optimizer_of(
+    model: ModelConfig,
+    setup: TrainingSetup,
+    capability: tuple[int, int],
+    ranks: tuple[int, int],
+    progress: Progress,
+) -> OptimizerFootprint:
+    """What the optimizer of a setup adds, for these ranks and all between.
+
+    Raises:
+        NoFormula: it has none for all of them, as where it treats small parameters in another way than large ones.
+        MissingDependency: what a trace needs is not installed.
+
+    """
+    with needed_for("tracing a model"):
+        from fitplan.footprint.survey import optimizer_footprint
+    cheaper = setup.with_(gradient_checkpointing=False)
+
+    @cache
+    def trace_at(shape: Shape) -> "TracedRun":
+        return trace_job(model, shaped(cheaper, shape), capability, progress, only_optimizer=True)
+
+    return optimizer_footprint(trace_at, capability, ranks)
 
 
 def survey_of(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> "Survey":

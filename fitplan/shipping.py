@@ -6,26 +6,21 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fitplan.cuda import AMPERE
 from fitplan.errors import FitplanError, InputError, ModelNotSupported
-from fitplan.estimator import shaped, survey_of
+from fitplan.estimator import optimizer_of, shaped, survey_of
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint
 from fitplan.footprint.recipe import SOME_DROPOUT, kernels_of, recipe_of
 from fitplan.footprint.size import NoFormula, Shape
 from fitplan.footprint.store import SHIPPED_NAMES, ShippedFile, digest_of
-from fitplan.footprint.survey import optimizer_footprint
 from fitplan.memory import estimate_trace
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import Attention, Dtype, Method, MixedPrecision, Optim, TrainingSetup, with_defaults
 from fitplan.tracer import installed_versions, trace_job
 from fitplan.whole import write_whole
-
-if TYPE_CHECKING:
-    from fitplan.trace.tracing import TracedRun
 
 CHECKED = Shape(3, 200, 16, 1)
 """A shape that no formula is made from."""
@@ -117,8 +112,9 @@ def ship(
             made.optimizers[key] = {setup.optim: [added]}
             for optim in Optim:
                 if optim is not setup.optim:
-                    cheaper = setup.with_(optim=optim, gradient_checkpointing=False)
-                    made.optimizers[key][optim] = _optimizer(model, cheaper, capability, ranks, progress)
+                    made.optimizers[key][optim] = _optimizer(
+                        model, setup.with_(optim=optim), capability, ranks, progress
+                    )
         made.footprints.append((recipe_of(setup), key, footprint))
         made.versions |= installed_versions(setup)
         _write(path, made)  # as far as it is now: tracing takes minutes, and may be interrupted
@@ -167,17 +163,12 @@ def _optimizer(
     progress: Callable[[str], None],
 ) -> list[tuple[tuple[int, int], OptimizerFootprint]]:
     """What an optimizer adds: for all ranks, else for those that people use."""
-
-    @cache
-    def trace_at(shape: Shape) -> "TracedRun":
-        return trace_job(model, shaped(setup, shape), capability, progress, only_optimizer=True)
-
     with contextlib.suppress(NoFormula):
-        return [(ranks, optimizer_footprint(trace_at, capability, ranks))]
+        return [(ranks, optimizer_of(model, setup, capability, ranks, progress))]
     found = []
     for rank in RANKS:
         with contextlib.suppress(NoFormula):  # then a job with this rank is traced
-            found.append(((rank, rank), optimizer_footprint(trace_at, capability, (rank, rank))))
+            found.append(((rank, rank), optimizer_of(model, setup, capability, (rank, rank), progress)))
     return found
 
 

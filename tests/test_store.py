@@ -247,3 +247,15 @@ def test_the_formula_tells_how_the_peak_of_each_optimizer_moves(optim: Optim) ->
         assert api.estimate("llama-3.2-1b", **further).peak_allocated_bytes == found.peak_bytes + change.bytes
     by_rank = optim in (Optim.ADAMW_8BIT, Optim.PAGED_ADAMW_8BIT, Optim.PAGED_ADAMW_32BIT, Optim.LION_8BIT)
     assert found.is_for_one_rank is by_rank
+
+
+def test_an_optimizer_that_differs_by_rank_has_a_formula_for_each(tiny: str) -> None:
+    setup: dict[str, Any] = {"method": "lora", "optim": Optim.ADAMW_8BIT}
+    for rank in (16, 24):
+        found = api.explain(tiny, **setup, lora_r=rank, seq_len=32)
+        assert found.is_for_one_rank
+        for length in (32, 96):
+            known, traced = (api.estimate(tiny, **setup, lora_r=rank, seq_len=length, trace=t) for t in (False, True))
+            assert (known.peak, known.moments) == (traced.peak, traced.moments)
+    assert _document(tiny, **setup, lora_r=24, seq_len=64)[0] == "cache"
+    assert _document(tiny, **setup, lora_r=25, seq_len=64)[0] == "trace"

@@ -389,3 +389,8 @@ class Footprint:
     def piece(self, shape: Shape) -> Piece | None:
         """The piece that holds for ``shape``, if one does."""
         return next((piece for piece in self.pieces if shape in piece.region), None)
+
+    def for_ranks(self, least: int, most: int) -> "Footprint":
+        """The same, for no other ranks."""
+        pieces = tuple(replace(piece, region=replace(piece.region, lora_r=(least, most))) for piece in self.pieces)
+        return replace(self, pieces=pieces)

@@ -75,10 +75,9 @@ def find_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int
             if held is None:
                 return None
             least, most, added = held
-            footprint = _footprint(model.name, kernels, place)
-            pieces = tuple(replace(one, region=replace(one.region, lora_r=(least, most))) for one in footprint.pieces)
+            footprint = _footprint(model.name, kernels, place).for_ranks(least, most)
             versions = {n: v for n, v in footprint.versions.items() if n != LIGER_PACKAGE or setup.use_liger_kernel}
-            return StoredFootprint(replace(footprint, pieces=pieces, versions=versions), added, SHIPPED)
+            return StoredFootprint(replace(footprint, versions=versions), added, SHIPPED)
     return None
 
 
