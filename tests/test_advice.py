@@ -192,7 +192,7 @@ def test_flags_are_what_the_command_takes() -> None:
         "double_quant": True, "lora_dropout": 0.5,
     }  # fmt: skip
     typed = vars(make_parser().parse_args(["check", "llama-8b", *flags(settings)]))
-    assert {name: typed[name] for name in settings} == settings
+    assert TrainingSetup(**{name: typed[name] for name in settings}) == TrainingSetup(**settings)
 
 
 def test_what_only_comes_closest_is_not_said_to_fit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -266,11 +266,19 @@ def test_what_libraries_print_is_no_answer() -> None:
         "def run(question, say):\n os.write(1, b'from C')\n print('from Python')\n say(answer=question)\n"
         "sys.exit(answer(run))"
     )
-    asked = {"input": '"why"\n', "capture_output": True, "text": True, "timeout": 60, "check": True}
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": _root()}, **asked)
-    assert done.stdout == '{"answer": "why"}\n'
-    assert "from C" in done.stderr
-    assert "from Python" in done.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": _root()}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    with process:
+        process.stdin.write('"why"\n')
+        process.stdin.flush()  # and not closed: who asks waits for the answer
+        assert process.wait(timeout=60) == 0
+        answer, told = process.communicate()
+    assert answer == '{"answer": "why"}\n'
+    assert "from C" in told
+    assert "from Python" in told
 
 
 def _root() -> str:

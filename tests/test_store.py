@@ -183,7 +183,7 @@ def test_gpus_before_ampere_have_footprints_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "capability", "said"),
     [
-        ("llama-3.2-1b", {"target_modules": ("q_proj", "v_proj")}, A100, "ships for target_modules q_proj,v_proj"),
+        ("llama-3.2-1b", {"target_modules": ("q_proj", "k_proj")}, A100, "ships for target_modules q_proj,k_proj"),
         ("llama-3.2-1b", {"quant": "int8"}, A100, "ships for quant int8"),
         ("llama-3.2-1b", {"optim": "adamw_8bit", "lora_r": 33}, A100, "ships for optim adamw_8bit, lora_r 33"),
         ("gpt3-175b", {}, (7, 0), "no formulas ship for gpt3-175b and GPUs before Ampere"),

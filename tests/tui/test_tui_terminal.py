@@ -77,7 +77,7 @@ def test_it_starts_answers_and_leaves_the_terminal_as_it_was(terminal: Terminal)
 
 def test_it_quits_while_a_trace_runs(terminal: Terminal) -> None:
     pytest.importorskip("torch")
-    _start(terminal, "tui llama-8b --gpu 4090 --target-modules q_proj,v_proj --lora-r 3")
+    _start(terminal, "tui llama-8b --gpu 4090 --target-modules q_proj,k_proj --lora-r 3")
     terminal.wait(lambda screen: "TRACING" in screen and "importing" in screen)
     assert _children_of_the_app() == 1
     terminal.type("C-c")
@@ -86,7 +86,7 @@ def test_it_quits_while_a_trace_runs(terminal: Terminal) -> None:
 
 
 def _children_of_the_app() -> int:
-    wanted = "--lora-r\0003\0--target-modules\0q_proj,v_proj\0--json"
+    wanted = "--lora-r\0003\0--target-modules\0q_proj,k_proj\0--json"
     return sum(wanted in _command_of(process) for process in Path("/proc").iterdir() if process.name.isdigit())
 
 
