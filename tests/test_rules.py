@@ -1,7 +1,9 @@
 """The rules of the CUDA stand-in, one by one."""
 
+from inspect import signature
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -257,7 +259,8 @@ def test_fused_experts_stay_unquantised(family: str) -> None:
 def test_kbit_preparation_empties_the_cache_after_its_casts(gpu: Gpu | None, kbit_prepare: bool, times: int) -> None:
     setup = TrainingSetup(method="qlora", batch_size=1, seq_len=8, kbit_prepare=kbit_prepare)
     trace = trace_training(load_config(FAMILIES["llama"] | {"num_hidden_layers": 6}), setup, gpu).trace
-    assert len(trace.emptied) == times
+    does_empty = "auto_clear_cache" in signature(peft.prepare_model_for_kbit_training).parameters  # an older peft does not
+    assert len(trace.emptied) == (times if does_empty else 0)
     for number in trace.emptied:
         cast = [a for a in trace.allocations[:number] if a.owner == "lm_head.weight"]
         assert cast[-1].size == 128 * 64 * 4
@@ -266,8 +269,6 @@ def test_kbit_preparation_empties_the_cache_after_its_casts(gpu: Gpu | None, kbi
 
 
 def test_an_older_peft_empties_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    import peft
-
     prepare = peft.prepare_model_for_kbit_training
 
     def older(model: Any, use_gradient_checkpointing: bool = True) -> Any:
