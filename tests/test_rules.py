@@ -259,7 +259,7 @@ def test_fused_experts_stay_unquantised(family: str) -> None:
 def test_kbit_preparation_empties_the_cache_after_its_casts(gpu: Gpu | None, kbit_prepare: bool, times: int) -> None:
     setup = TrainingSetup(method="qlora", batch_size=1, seq_len=8, kbit_prepare=kbit_prepare)
     trace = trace_training(load_config(FAMILIES["llama"] | {"num_hidden_layers": 6}), setup, gpu).trace
-    does_empty = "auto_clear_cache" in signature(peft.prepare_model_for_kbit_training).parameters  # an older peft does not
+    does_empty = "auto_clear_cache" in signature(peft.prepare_model_for_kbit_training).parameters
     assert len(trace.emptied) == (times if does_empty else 0)
     for number in trace.emptied:
         cast = [a for a in trace.allocations[:number] if a.owner == "lm_head.weight"]
