@@ -55,7 +55,7 @@ def answer(
 
     """
     shape = shape_of(setup)
-    stored = None if fresh else find_stored(model, setup, capability, lambda s: s.piece(shape) is not None)
+    stored = None if fresh else find_stored(model, setup, capability, lambda s: s.reaches(shape))
     if stored is None:
         try:
             return _traced(model, setup, capability, progress)
@@ -76,7 +76,7 @@ def answer(
 def known_estimate(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]) -> MemoryEstimate | None:
     """What a job needs if that is known without a trace."""
     shape = shape_of(setup)
-    stored = find_stored(model, setup, capability, lambda s: s.piece(shape) is not None)
+    stored = find_stored(model, setup, capability, lambda s: s.reaches(shape))
     piece = stored.piece(shape) if stored else None
     return estimate_of(piece, model, setup, shape, capability) if piece else None
 

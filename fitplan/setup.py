@@ -5,7 +5,7 @@ Names and defaults are those of ``transformers.TrainingArguments``, ``peft.LoraC
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Self
 
@@ -193,7 +193,8 @@ class TrainingSetup:
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting, resolved, as JSON-ready values."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def with_(self, **changes: Any) -> Self:
         """A copy with some settings changed."""

@@ -4,7 +4,7 @@ import contextlib
 import json
 import lzma
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fitplan.footprint.document import (
     optimizer_from_dict,
     optimizer_to_dict,
 )
-from fitplan.footprint.footprint import Footprint, OptimizerFootprint, Piece
+from fitplan.footprint.footprint import Footprint, OptimizerFootprint, Piece, Region
 from fitplan.footprint.recipe import Recipe, kernels_of, recipe_of
 from fitplan.footprint.size import Shape
 from fitplan.models.resolve import ModelConfig
@@ -48,15 +48,24 @@ class StoredFootprint:
     footprint: Footprint
     optimizer: OptimizerFootprint | None
     source: str
+    _whole: dict[Region, Piece] = field(default_factory=dict, compare=False, repr=False)
 
     def resolved(self, setup: TrainingSetup) -> TrainingSetup:
         """The setup with the attention and the task that the model chose."""
         return setup.with_(attn=Attention(self.footprint.attention), task=Task(self.footprint.task))
 
+    def reaches(self, shape: Shape) -> bool:
+        """Whether there is a piece for ``shape``; which is quicker than to make it."""
+        return self.footprint.piece(shape) is not None
+
     def piece(self, shape: Shape) -> Piece | None:
         """The whole step over a region that ``shape`` lies in, if there is one."""
         piece = self.footprint.piece(shape)
-        return piece if piece is None or self.optimizer is None else piece.with_optimizer(self.optimizer)
+        if piece is None or self.optimizer is None:
+            return piece
+        if piece.region not in self._whole:
+            self._whole[piece.region] = piece.with_optimizer(self.optimizer)
+        return self._whole[piece.region]
 
 
 # --- shipped ----------------------------------------------------------------------------------------------------------
@@ -71,14 +80,19 @@ def find_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int
     for place, entry in enumerate(_header(model.name, kernels)["footprints"], 1):
         if _answers(entry, wanted):
             by_rank = _optimizers(model.name, kernels, entry["optimizers"], setup.optim)
-            held = next(((least, most, added) for least, most, added in by_rank if least <= rank <= most), None)
-            if held is None:
-                return None
-            least, most, added = held
-            footprint = _footprint(model.name, kernels, place).for_ranks(least, most)
-            versions = {n: v for n, v in footprint.versions.items() if n != LIGER_PACKAGE or setup.use_liger_kernel}
-            return StoredFootprint(replace(footprint, versions=versions), added, SHIPPED)
+            part = next((n for n, (least, most, _) in enumerate(by_rank) if least <= rank <= most), None)
+            return None if part is None else _stored(model.name, kernels, place, entry["optimizers"], setup.optim, part)
     return None
+
+
+@cache
+def _stored(name: str, kernels: str, place: int, key: str, optim: Optim, part: int) -> StoredFootprint:
+    """The footprint in one line of a model's file, with one part of what is known of an optimizer."""
+    least, most, added = _optimizers(name, kernels, key, optim)[part]
+    footprint = _footprint(name, kernels, place).for_ranks(least, most)
+    with_liger = _header(name, kernels)["footprints"][place - 1]["recipe"]["use_liger_kernel"]
+    versions = {library: v for library, v in footprint.versions.items() if library != LIGER_PACKAGE or with_liger}
+    return StoredFootprint(replace(footprint, versions=versions), added, SHIPPED)
 
 
 def _answers(entry: Mapping[str, Any], wanted: Recipe) -> bool:
