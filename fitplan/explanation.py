@@ -84,6 +84,12 @@ class Explanation:
     versions: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    def reach(self, term: Term) -> str:
+        """How far a constant term holds, in words."""
+        if self.is_for_one_rank and term.category is Category.OPTIMIZER_STATES:
+            return f"at rank {self.setup.lora_r}"
+        return "whatever the shape"
+
     @property
     def peak_bytes(self) -> int:
         """``peak_allocated_bytes`` of the same job."""

@@ -247,6 +247,10 @@ def test_the_formula_tells_how_the_peak_of_each_optimizer_moves(optim: Optim) ->
         assert api.estimate("llama-3.2-1b", **further).peak_allocated_bytes == found.peak_bytes + change.bytes
     by_rank = optim in (Optim.ADAMW_8BIT, Optim.PAGED_ADAMW_8BIT, Optim.PAGED_ADAMW_32BIT, Optim.LION_8BIT)
     assert found.is_for_one_rank is by_rank
+    reach = {found.reach(term) for term in found.terms if term.category is Category.OPTIMIZER_STATES}
+    assert reach <= {"at rank 16" if by_rank else "whatever the shape"}
+    weights = next(term for term in found.terms if term.category is Category.BASE_WEIGHTS)
+    assert found.reach(weights) == "whatever the shape"
 
 
 def test_an_optimizer_that_differs_by_rank_has_a_formula_for_each(tiny: str) -> None:

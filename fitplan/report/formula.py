@@ -33,14 +33,13 @@ def print_explanation(found: Explanation, console: Console) -> None:
     table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("times")
     table.add_column("largest part", style="dim")
-    constant = f"at rank {found.setup.lora_r}" if found.is_for_one_rank else "whatever the shape"
     shown = [term for term in found.terms if term.bytes >= MIN_SHARE * peak]
     for term in shown:
         table.add_row(
             f"{term.bytes / 2**30:.2f}",
             CATEGORY_NAMES[term.category],
             f"{term.coefficient:,}" if term.lengths else "",
-            product(term) if term.lengths else constant,
+            product(term) if term.lengths else found.reach(term),
             short_owner(term.largest),
         )
     rest = peak - sum(term.bytes for term in shown)
