@@ -55,6 +55,7 @@ from fitplan.validation.runner import (
     forecast,
     validate_forecast,
 )
+from fitplan.whole import write_whole
 
 CASE_SECONDS = 120
 """No job may take longer."""
@@ -253,9 +254,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(document, indent=1))
-    unfinished.replace(path)
+    write_whole(path, json.dumps(document, indent=1))
 
 
 def _told(one: Forecast | str) -> dict[str, Any]:

@@ -121,13 +121,12 @@ def explain(
     setup = _setup(config, capability, settings)
     _check_gpu(setup, device)
     stored = footprint_of(config, setup, capability, progress)
-    shape = shape_of(setup)
-    if stored.piece(shape) is None:
+    if not stored.reaches(shape_of(setup)):
         raise ModelNotSupported(
             f"no formula holds for batch_size {setup.batch_size}, seq_len {setup.seq_len}"
             f"{f' and lora_r {setup.lora_r}' if setup.lora_r else ''}; fitplan check answers for single shapes"
         )
-    found = explain_peak(config, stored.resolved(setup), shape, stored, capability)
+    found = explain_peak(config, stored.resolved(setup), stored, capability)
     return replace(found, warnings=notes_on(config, device, [setup], found.versions, installed_versions(setup)))
 
 

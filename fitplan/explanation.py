@@ -122,9 +122,10 @@ class Explanation:
 
 
 def explain_peak(
-    model: ModelConfig, setup: TrainingSetup, shape: Shape, stored: StoredFootprint, capability: tuple[int, int]
+    model: ModelConfig, setup: TrainingSetup, stored: StoredFootprint, capability: tuple[int, int]
 ) -> Explanation:
-    """The formula of the peak at ``shape``, which must lie in one of the footprint's regions."""
+    """The formula of the peak of a setup, whose shape must lie in one of the footprint's regions."""
+    shape = shape_of(setup)
     piece = stored.piece(shape)
     assert piece is not None, "the shape lies in no region"
     summit = piece.summit(shape, capability)
@@ -178,10 +179,12 @@ def _changes(
     steps = {"batch_size": 1, "seq_len": 1024, "lora_r": setup.lora_r, "gradient_accumulation_steps": 1}
     found = []
     for name, by in steps.items():
+        if not by:
+            continue
         with suppress(InputError):  # more than any setup may have
-            further = setup.with_(**{name: getattr(setup, name) + by}) if by else None
-            piece = further and _piece_of(model, further, stored, capability)
-            if by and further and piece:
+            further = setup.with_(**{name: getattr(setup, name) + by})
+            piece = _piece_of(model, further, stored, capability)
+            if piece is not None:
                 grown = piece.estimate(shape_of(further), capability).peak_allocated_bytes
                 found.append(Change(name, by, grown - peak))
     return tuple(found)

@@ -137,7 +137,7 @@ def validate_depths(
 
 def _depth(model: ModelConfig) -> int:
     """The number of layers; of an encoder and a decoder, which a line is drawn through together, of each."""
-    settings = model.settings.get("text_config", model.settings)
+    settings = model.text
     named = {value for name in _DEPTHS if isinstance(value := settings.get(name), int)}
     if len(named) != 1:
         raise InputError(f"the stacks of {model.name} are not equally deep; give one depth")
