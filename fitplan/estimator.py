@@ -93,22 +93,36 @@ def estimate_of(
     )
 
 
+def paged_states(optim: Optim, trained: int, held: int, unpaged: Callable[[], int]) -> int:
+    """States that a paged optimizer keeps in managed memory: those that the same optimizer would allocate otherwise.
+
+    AdamW has two states, in 32 bits a number or in 8; of 8-bit states some stay in 32, which only the optimizer that
+    does not page tells (bitsandbytes ``optim/optimizer.py``, ``get_state_buffer``).
+
+    Args:
+        optim: the optimizer.
+        trained: numbers that are trained.
+        held: bytes of states that it allocates all the same.
+        unpaged: bytes of states of its twin that does not page.
+
+    """
+    if optim is Optim.PAGED_ADAMW_32BIT:
+        return max(0, 2 * 4 * trained - held)
+    return max(0, unpaged() - held) if optim is Optim.PAGED_ADAMW_8BIT else 0
+
+
 def _paged_bytes(
     piece: Piece, estimate: MemoryEstimate, model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]
 ) -> int:
-    """States that a paged optimizer keeps in managed memory: those that the same optimizer would allocate otherwise.
-
-    AdamW has two states, in 32 bits a number or in 8; of 8-bit states some stay in 32, which their own footprint tells
-    (bitsandbytes ``optim/optimizer.py``, ``get_state_buffer``).
-    """
     if setup.optim not in (Optim.PAGED_ADAMW_8BIT, Optim.PAGED_ADAMW_32BIT):
-        return 0
+        return 0  # at once: a search evaluates thousands of setups
     trained = sum(group.parameters for group in piece.groups(shape_of(setup)) if group.trainable)
-    states = 2 * trained * (1 if setup.optim is Optim.PAGED_ADAMW_8BIT else 4)
-    if setup.optim is Optim.PAGED_ADAMW_8BIT:
+
+    def unpaged() -> int:
         twin = known_estimate(model, setup.with_(optim=Optim.ADAMW_8BIT), capability)
-        states = _states(twin) if twin else states
-    return max(0, states - _states(estimate))
+        return _states(twin) if twin else 2 * trained
+
+    return paged_states(setup.optim, trained, _states(estimate), unpaged)
 
 
 def _states(estimate: MemoryEstimate) -> int:

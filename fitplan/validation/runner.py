@@ -15,6 +15,7 @@ from fitplan.devices.context import context_on
 from fitplan.devices.detect import MigSlice, choose, detect, means_this_machine, to_device
 from fitplan.devices.device import Device
 from fitplan.errors import InputError, NoUsableGpu
+from fitplan.estimator import paged_states
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import Optim, TrainingSetup
 from fitplan.trace.events import MICRO_BATCHES, Category, Trace
@@ -190,26 +191,17 @@ def forecast(
     settings = AllocatorSettings(expandable_segments=setup.expandable_segments)
     replayed = replay(run.trace, settings, room)
     trained = sum(group.parameters for group in run.parameters if group.trainable)
-    paged = min(
-        _paged_bytes(model, setup, target.gpu, trained, run.trace, progress), free - replayed.peaks.peak_reserved_bytes
+    gpu = target.gpu
+    paged = paged_states(setup.optim, trained, _states(run.trace), lambda: _unpaged_states(model, setup, gpu, progress))
+    room_for_them = max(0, free - replayed.peaks.peak_reserved_bytes)
+    return Forecast(
+        model, resolved, run.trace, phases, context, min(paged, room_for_them), replayed.out_of_memory is None
     )
-    return Forecast(model, resolved, run.trace, phases, context, max(0, paged), replayed.out_of_memory is None)
 
 
-def _paged_bytes(
-    model: ModelConfig, setup: TrainingSetup, gpu: Device, trained: int, trace: Trace, progress: Progress
-) -> int:
-    """States that a paged optimizer keeps in managed memory, which is not the caching allocator's.
-
-    They are those that the same optimizer allocates where it does not page: of 32 bits two for each number, and of
-    8 bits what a trace of it shows (bitsandbytes ``optim/optimizer.py``, ``get_state_buffer``).
-    """
-    if setup.optim is Optim.PAGED_ADAMW_32BIT:
-        return 2 * 4 * trained - _states(trace)
-    if setup.optim is Optim.PAGED_ADAMW_8BIT:
-        twin = trace_job(model, setup.with_(optim=Optim.ADAMW_8BIT), gpu.capability, progress, only_optimizer=True)
-        return _states(twin.trace) - _states(trace)
-    return 0
+def _unpaged_states(model: ModelConfig, setup: TrainingSetup, gpu: Device, progress: Progress) -> int:
+    twin = setup.with_(optim=Optim.ADAMW_8BIT)
+    return _states(trace_job(model, twin, gpu.capability, progress, only_optimizer=True).trace)
 
 
 def _states(trace: Trace) -> int:
