@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fitplan.api import estimate as estimate
     from fitplan.api import explain as explain
     from fitplan.api import fit_map as fit_map
+    from fitplan.api import rehearse as rehearse
     from fitplan.api import validate as validate
     from fitplan.audit import ParameterGroup as ParameterGroup
     from fitplan.devices.device import Device as Device
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fitplan.errors import ModelNotFound as ModelNotFound
     from fitplan.errors import ModelNotSupported as ModelNotSupported
     from fitplan.errors import NoUsableGpu as NoUsableGpu
+    from fitplan.errors import RehearsalImpossible as RehearsalImpossible
     from fitplan.errors import SetupConflict as SetupConflict
     from fitplan.errors import ValidationFailed as ValidationFailed
     from fitplan.explanation import Explanation as Explanation
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from fitplan.models.resolve import ModelConfig as ModelConfig
     from fitplan.plan import CheckReport as CheckReport
     from fitplan.plan import Plan as Plan
+    from fitplan.rehearsal.report import RehearsalReport as RehearsalReport
     from fitplan.setup import Attention as Attention
     from fitplan.setup import Dtype as Dtype
     from fitplan.setup import Method as Method
@@ -74,6 +77,8 @@ _HOMES = {
     "ParameterGroup": "fitplan.audit",
     "Plan": "fitplan.plan",
     "Quant": "fitplan.setup",
+    "RehearsalImpossible": "fitplan.errors",
+    "RehearsalReport": "fitplan.rehearsal.report",
     "SetupConflict": "fitplan.errors",
     "Task": "fitplan.setup",
     "TrainingSetup": "fitplan.setup",
@@ -86,6 +91,7 @@ _HOMES = {
     "estimate": "fitplan.api",
     "explain": "fitplan.api",
     "fit_map": "fitplan.api",
+    "rehearse": "fitplan.api",
     "validate": "fitplan.api",
 }
 

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from fitplan.validation.records import nearest, write_record
 from fitplan.verdict import Fit, device_memory, judge
 
 if TYPE_CHECKING:
+    from fitplan.rehearsal.report import RehearsalReport
     from fitplan.validation.depths import DepthReport
     from fitplan.validation.limit import LimitReport
     from fitplan.validation.report import ValidationReport
@@ -205,6 +206,7 @@ def validate(
     model: Any,
     *,
     device: str = "cuda",
+    rehearse: str | None = None,
     layers: Sequence[int] = (),
     find_limit: str | None = None,
     vram: str | int | None = None,
@@ -218,6 +220,7 @@ def validate(
     Args:
         model: as for :func:`check`.
         device: ``"cuda"`` for the first GPU that can be used, an index or a UUID, or ``"cpu"``.
+        rehearse: name of a GPU that need not be there: the run is a rehearsal of it, on the real CUDA libraries.
         layers: shorten the model to one depth; of two depths the full model is extrapolated.
         find_limit: ``"batch"`` or ``"seq"``: look for the largest that runs.
         vram: memory that the run may take, its CUDA context included, where that is less than there is.
@@ -236,10 +239,12 @@ def validate(
     from fitplan.validation.depths import shortened, validate_depths
     from fitplan.validation.limit import Axis
     from fitplan.validation.limit import find_limit as look_for_limit
-    from fitplan.validation.runner import OPTIONS, Options, find_target, validate_job
+    from fitplan.validation.runner import OPTIONS, Options, find_target, rehearsed_gpu, validate_job
 
     rest = given(rest)
-    target = find_target(device)
+    if rehearse is not None and device != "cuda":
+        raise SetupConflict("rehearse", "device", "rehearse names a GPU that is not there; leave out device")
+    target = find_target(device) if rehearse is None else rehearsed_gpu(rehearse)
     limit = None if vram is None else parse_size(vram)
     if limit is not None and target.gpu is not None:
         limit -= context_on(target.gpu).bytes  # which PyTorch's limit, of its allocator, does not count
@@ -262,6 +267,46 @@ def validate(
     if record:
         keep(report)
     return report
+
+
+def rehearse(
+    command: Sequence[str],
+    *,
+    gpu: str | int | Device | None = None,
+    vram: str | int | None = None,
+    ranks: int | None = None,
+    steps: int | None = None,
+    timeout: float | None = None,
+    online: bool | None = None,
+    watch: "Callable[[Mapping[str, Any]], None]" = lambda _: None,
+    output: Any = None,
+) -> "RehearsalReport":
+    """Run a training program, as it is, on a GPU that need not be there, and tell where its memory goes.
+
+    Args:
+        command: the program and its arguments, as in ``["python", "train.py"]``.
+        gpu: the GPU's name; by default an H100.
+        vram: an amount of memory instead of a known GPU.
+        ranks: how many GPUs the program is shown; by default as many as the command names, else one.
+        steps: optimizer steps after which it is ended (3); 0 lets it run to its end.
+        timeout: seconds after which it is ended.
+        online: let it ask the Hugging Face hub.
+        watch: is told where each process is.
+        output: what the program prints is written there; stderr by default.
+
+    Raises:
+        RehearsalImpossible: this machine, or the program's PyTorch, cannot play a GPU.
+        InputError: there is no such program or GPU.
+
+    """
+    from fitplan.rehearsal.gpu import DEFAULT_GPU
+    from fitplan.rehearsal.run import Asked
+    from fitplan.rehearsal.run import rehearse as run
+
+    device = device_named(gpu if gpu is not None or vram is not None else DEFAULT_GPU, vram)
+    assert device is not None
+    chosen = given({"count": ranks, "steps": steps, "timeout": timeout, "online": online})
+    return run(Asked(command=tuple(command), device=device, **chosen), watch=watch, output=output)
 
 
 def keep(report: "ValidationReport") -> None:

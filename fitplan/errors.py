@@ -9,6 +9,7 @@
     │       └── NoUsableGpu    this machine has no such GPU, or it cannot be used (exit code 3)
     ├── ValidationFailed       a validation run did not come to its end (exit code 4)
     └── MissingDependency      the answer needs a package that is not installed (exit code 2)
+        └── RehearsalImpossible  this machine or this PyTorch cannot play a GPU that is not there
 
 "Does not fit" is an answer, not an error. The messages name fields, never command line flags.
 """
@@ -49,6 +50,10 @@ class NoUsableGpu(DeviceNotFound):
 
 class MissingDependency(FitplanError):
     """The answer needs a package that is not installed."""
+
+
+class RehearsalImpossible(MissingDependency):
+    """This machine, or the PyTorch that a program uses, cannot play a GPU that is not there."""
 
 
 class ValidationFailed(FitplanError):

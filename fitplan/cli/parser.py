@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from fitplan.cli import commands
 from fitplan.cli.console import EXIT_BAD_INPUT, EXIT_FITS, complain
+from fitplan.cli.rehearsal import add_rehearse
 from fitplan.cli.validation import add_calibrate, add_validate
 from fitplan.names import did_you_mean
 from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Optim, Padding, Quant, Task
@@ -73,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_settings(command, method="qlora")
     _add_report(add)
     add_validate(add, _add_settings)
+    add_rehearse(add)
     _add_tui(add)
     add_calibrate(add)
     _add_gpus(add)

@@ -9,6 +9,7 @@ from fitplan.cli.commands import answer_with
 from fitplan.cli.console import EXIT_FITS, EXIT_MISSED, Narration
 from fitplan.cli.files import check_writable, write_answer
 from fitplan.errors import InputError, MissingDependency
+from fitplan.rehearsal.gpu import DEFAULT_GPU
 from fitplan.setup import given
 
 EXAMPLES = """\
@@ -17,7 +18,8 @@ examples:
   fitplan validate llama-70b --layers 2,4                      two depths, drawn to the full model
   fitplan validate llama-8b --find-limit batch --vram 24GiB    the largest batch that runs in 24 GiB
   fitplan validate llama-8b --runner trainer --json            transformers.Trainer instead of fitplan's own step
-  fitplan validate smollm2-135m --device cpu --layers 2        without a GPU
+  fitplan validate llama-8b --rehearse h100                    without a GPU, on the real CUDA libraries
+  fitplan validate smollm2-135m --device cpu --layers 2        without a GPU, on the CPU
 
 exit codes: 0 the prediction holds (out of memory as predicted, too), 2 bad input, 3 no usable GPU here,
 4 the run failed or missed its tolerance
@@ -99,6 +101,13 @@ def add_validate(add: Callable[..., argparse.ArgumentParser], settings: Callable
     parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document")
     run = parser.add_argument_group("the run")
     run.add_argument("--device", metavar="NAME", help="cuda (default), cpu, or a GPU of this machine: 0, GPU-...")
+    run.add_argument(
+        "--rehearse",
+        metavar="GPU",
+        nargs="?",
+        const=DEFAULT_GPU,
+        help=f"run on a GPU that is not there ({DEFAULT_GPU} if none is named), played to the real CUDA libraries",
+    )
     run.add_argument("--vram", metavar="SIZE", help="memory that the run may take, with its CUDA context: 24GiB")
     run.add_argument("--runner", choices=("step", "trainer"), help="fitplan's step (default), or transformers.Trainer")
     run.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default 3)")

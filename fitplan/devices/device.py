@@ -35,6 +35,8 @@ class Device:
     """Whether it is a GPU of this machine, and usable what is free on it now."""
     is_usable_known: bool = True
     """Whether ``usable_bytes`` was read on such a GPU."""
+    multiprocessors: int | None = None
+    """CUDA cores in NVIDIA's specification of the GPU, by those of a multiprocessor of its compute capability."""
 
     def to_dict(self) -> dict[str, Any]:
         """What the documents say of it."""
@@ -129,6 +131,7 @@ def _entries() -> tuple[tuple[Device, str, frozenset[str]], ...]:
             (int(major), int(minor)),
             row["total_source"],
             is_usable_known=bool(known),
+            multiprocessors=row["multiprocessors"],
         )
         entries.append((device, row["key"], frozenset(_normal(s) for s in (row["name"], row["key"], *row["aliases"]))))
     return tuple(entries)

@@ -1,13 +1,10 @@
 """The report as one HTML page that needs nothing else: no network, no script, no file beside it."""
 
-import json
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fitplan.audit import unquantised_share
@@ -18,6 +15,7 @@ from fitplan.plan import CheckReport, Plan
 from fitplan.report.dossier import Dossier, Series
 from fitplan.report.formula import CHANGE_NAMES, MIN_SHARE, product, short_owner, signed
 from fitplan.report.pictures import DARK, LIGHT, fit_map_svg, timelines_svg, totals_svg
+from fitplan.report.template import embedded, environment
 from fitplan.report.terminal import (
     BESIDE_NAMES,
     CATEGORY_NAMES,
@@ -50,14 +48,8 @@ def page(dossier: Dossier, drawn: Mapping[str, str]) -> str:
 
     The numbers are those of the dossier's objects, and its JSON is in the page.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
+    templates = environment()
+    templates.filters.update(
         gib=gib,
         count=count,
         size=_size,
@@ -66,7 +58,7 @@ def page(dossier: Dossier, drawn: Mapping[str, str]) -> str:
         name=METHOD_NAMES.__getitem__,
         describe=describe,
     )
-    return environment.get_template("page.html").render(
+    return templates.get_template("page.html").render(
         dossier=dossier,
         report=dossier.check,
         told=list(zip(dossier.check.plans, dossier.details, strict=True)),
@@ -75,7 +67,7 @@ def page(dossier: Dossier, drawn: Mapping[str, str]) -> str:
         light=LIGHT,
         dark=DARK,
         version=version("fitplan"),
-        document=Markup(_embedded(dossier.to_dict())),
+        document=Markup(embedded(dossier.to_dict())),
         **_WORDS,
     )
 
@@ -186,12 +178,6 @@ def _inlined(name: str, svg: str) -> Markup:
         svg = svg.replace(colour, f"var(--{key})")
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     return Markup(svg)
-
-
-def _embedded(document: dict[str, Any]) -> str:
-    """JSON that may stand in a script element, whatever its texts hold."""
-    text = json.dumps(document)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 _WORDS: dict[str, Any] = {

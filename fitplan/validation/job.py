@@ -28,6 +28,7 @@ class Job:
         limit_bytes: memory that the run may take; ``None`` is all there is.
         weights: folder of a checkpoint; ``None`` for random weights.
         events: file that every allocation and release is written to; ``None`` for none.
+        rehearsed: whether the GPU is one that is not there.
 
     """
 
@@ -39,6 +40,7 @@ class Job:
     limit_bytes: int | None = None
     weights: str | None = None
     events: str | None = None
+    rehearsed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""

@@ -71,7 +71,8 @@ class Child:
 
     def __init__(self, module: str, environment: Mapping[str, str]) -> None:
         self._module = module
-        self._environment = {**os.environ, "PYTHONPATH": _python_path(), **environment}
+        path = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), _python_path())))
+        self._environment = {**os.environ, **environment, "PYTHONPATH": path}
         self._process: subprocess.Popen[str] | None = None
         self._timer: threading.Timer | None = None
         self._timeout, self._late = 0.0, threading.Event()

@@ -77,7 +77,7 @@ class ValidationReport(Comparison):
             "created": self.created,
             "model": {"name": self.model.name, "source": self.model.source, "architecture": self.model.architecture},
             "setup": self.setup.to_dict(),
-            "run": {name: job[name] for name in ("device", "runner", "steps", "limit_bytes")},
+            "run": {name: job[name] for name in ("device", "runner", "steps", "limit_bytes", "rehearsed")},
             "quantities": [to_dict(quantity) for quantity in self.quantities],
             "phases": [to_dict(pair) for pair in self.phases],
             "differences": [to_dict(one) for one in self.differences[:MOST_LISTED]],

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,10 +14,12 @@ from fitplan.allocator.replay import replay
 from fitplan.allocator.settings import VARIABLES, AllocatorSettings
 from fitplan.devices.context import context_on
 from fitplan.devices.detect import MigSlice, choose, detect, means_this_machine, to_device
-from fitplan.devices.device import Device
+from fitplan.devices.device import Device, find_device
 from fitplan.errors import InputError, NoUsableGpu
 from fitplan.estimator import paged_states
 from fitplan.models.resolve import ModelConfig
+from fitplan.rehearsal.build import stand_ins_for, torch_of
+from fitplan.rehearsal.launch import FOLDER_VARIABLE, environment
 from fitplan.setup import Optim, TrainingSetup
 from fitplan.trace.events import MICRO_BATCHES, Category, Trace
 from fitplan.tracer import Progress, installed_versions, trace_job
@@ -53,12 +56,14 @@ class Target:
         place: ``"cpu"`` or ``"cuda:0"``, as the run names it.
         gpu: what is known of the GPU; ``None`` for the CPU.
         environment: variables that let the run see this GPU only.
+        rehearsed: whether the GPU is one that is not there.
 
     """
 
     place: str
     gpu: Device | None
     environment: Mapping[str, str]
+    rehearsed: bool = False
 
 
 def find_target(device: str) -> Target:
@@ -90,6 +95,19 @@ def find_gpu(device: str) -> Target:
     gpu = to_device(chosen)
     visible = chosen.uuid or str(chosen.gpu_index if isinstance(chosen, MigSlice) else chosen.index)
     return Target("cuda:0", gpu, {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
+
+
+def rehearsed_gpu(name: str) -> Target:
+    """A GPU that is not there, played to the libraries of this Python.
+
+    Raises:
+        DeviceNotFound: no GPU is known under that name.
+        RehearsalImpossible: this machine or this PyTorch cannot do it.
+
+    """
+    gpu = find_device(name)
+    stand_ins = stand_ins_for(torch_of(sys.executable))
+    return Target("cuda:0", gpu, {"CUDA_VISIBLE_DEVICES": "0", **environment(stand_ins, gpu)}, rehearsed=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +239,7 @@ class RunProcess:
             RUNS_JOBS,
             {
                 **target.environment,
+                FOLDER_VARIABLE: self._folder.name,
                 **dict.fromkeys(VARIABLES, f"expandable_segments:{expandable}"),
                 **dict.fromkeys(FOLDER_VARIABLES, self._folder.name),
             },
@@ -302,6 +321,7 @@ def validate_forecast(
             limit_bytes=options.limit_bytes,
             weights=options.weights,
             events=events if options.history and options.runner is Runner.STEP and all_traced else None,
+            rehearsed=target.rehearsed,
         )
         measurement = _measured(job, running.child, options, progress, watch)
         births = list(measured_births(events)) if job.events else []

@@ -1,0 +1,249 @@
+"""Runs a training program on a GPU that is not there, and hears what its processes tell."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fitplan.devices.device import Device
+from fitplan.errors import InputError, RehearsalImpossible
+from fitplan.models.catalog import catalog
+from fitplan.rehearsal.build import stand_ins_for, torch_of
+from fitplan.rehearsal.launch import FOLDER_VARIABLE, environment
+from fitplan.rehearsal.report import Rank, RehearsalReport
+from fitplan.resources import profiles
+
+DEFAULT_STEPS = 3
+"""Optimizer states exist from the end of the first step on; the third shows whether the second repeats."""
+GRACE_SECONDS = 10
+"""Between asking a program to end and ending it."""
+LAST_LINES = 40
+
+Watch = Callable[[Mapping[str, Any]], None]
+"""Is told where a process is: rank, phase, step, bytes allocated and reserved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be rehearsed.
+
+    Attributes:
+        command: the program and its arguments.
+        device: the GPU.
+        count: how many of it there are; ``None`` for as many as the command names.
+        steps: optimizer steps after which the program is ended; 0 for none.
+        timeout: seconds after which it is ended.
+        online: whether it may ask the Hugging Face hub.
+
+    """
+
+    command: tuple[str, ...]
+    device: Device
+    count: int | None = None
+    steps: int = DEFAULT_STEPS
+    timeout: float = 3600
+    online: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.command:
+            raise InputError("there is no command to rehearse; give one after --, such as python train.py")
+        if self.steps < 0:
+            raise InputError(f"steps must be 0 (to the end of the program) or more, not {self.steps}")
+        if self.count is not None and self.count < 1:
+            raise InputError(f"ranks must be 1 or more, not {self.count}")
+        if self.timeout <= 0:
+            raise InputError(f"timeout must be more than 0 seconds, not {self.timeout:g}")
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs the program is shown."""
+        return self.count or _count_in(self.command)
+
+
+_PROCESSES = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes|num[-_]gpus)(?:=(\d+))?")
+
+
+def _count_in(command: Sequence[str]) -> int:
+    """The processes that a launcher is told to start on this machine."""
+    for place, word in enumerate(command):
+        found = _PROCESSES.fullmatch(word)
+        number = found and (found[1] or (command[place + 1] if place + 1 < len(command) else ""))
+        if number and number.isdigit():
+            return int(number)
+    return 1
+
+
+def rehearse(asked: Asked, *, watch: Watch = lambda _: None, output: Any = None) -> RehearsalReport:
+    """Run the program; what it prints goes to ``output``, by default to stderr.
+
+    Raises:
+        InputError: the program cannot be found.
+        RehearsalImpossible: this machine or the program's PyTorch cannot do it.
+
+    """
+    python = _python_of(asked.command)
+    stand_ins = stand_ins_for(torch_of(python))
+    with tempfile.TemporaryDirectory(prefix="fitplan-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "plan.json").write_text(json.dumps(_plan(asked)), encoding="utf-8")
+        (folder / "tmp").mkdir()
+        variables = {
+            **os.environ,
+            **environment(stand_ins, asked.device, count=asked.gpus),
+            **_quiet(online=asked.online),
+            FOLDER_VARIABLE: name,
+            "TMPDIR": str(folder / "tmp"),
+        }
+        with _running(asked, variables, output or sys.stderr) as program:
+            _follow(program, folder, asked.timeout, watch)
+        return _reported(asked, folder, program)
+
+
+def _plan(asked: Asked) -> dict[str, Any]:
+    """What the processes are to do."""
+    return {"watch": True, "steps": asked.steps, "models": _known_models()}
+
+
+def _known_models() -> dict[str, str]:
+    """Hub ids whose config ships, and where it lies."""
+    models = profiles() / "models"
+    return {hub_id: str(models / entry.name / "config.json") for entry in catalog() for hub_id in entry.hub_ids}
+
+
+def _quiet(*, online: bool) -> dict[str, str]:
+    """No download, unless it is asked for; nothing that reports to a service."""
+    offline = {} if online else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return {**offline, "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _python_of(command: Sequence[str]) -> str:
+    """The interpreter that a command runs in: itself, or that of the script it is.
+
+    Raises:
+        InputError: there is no such command.
+
+    """
+    path = shutil.which(command[0])
+    if path is None:
+        raise InputError(f"{command[0]} is no command that can be run here; give it after --, as you would type it")
+    if re.fullmatch(r"python[\d.]*", Path(path).name):
+        return path
+    with suppress(OSError), Path(path).open("rb") as file:
+        first = file.readline(1024)
+        if first.startswith(b"#!"):
+            words = first[2:].decode(errors="replace").split()
+            name = words[1] if len(words) > 1 and Path(words[0]).name == "env" else words[0]
+            if "python" in Path(name).name and (found := shutil.which(name)):
+                return found
+    found = shutil.which("python") or shutil.which("python3")
+    if found is None:
+        raise RehearsalImpossible("no Python is on the PATH, so nobody can be asked for PyTorch")
+    return found
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Program:
+    process: "subprocess.Popen[bytes]"
+    ended_late: bool = False
+    last_words: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def _running(asked: Asked, variables: Mapping[str, str], output: Any) -> Iterator[_Program]:
+    """The program, in a session of its own; whatever happens, nothing of it is left."""
+    process = subprocess.Popen(
+        asked.command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=variables,
+        start_new_session=True,
+    )
+    program = _Program(process)
+    reader = _reading(program, output)
+    try:
+        yield program
+    finally:
+        _end(process)
+        reader.join(GRACE_SECONDS)
+
+
+def _reading(program: _Program, output: Any) -> Any:
+    import threading
+
+    def read() -> None:
+        assert program.process.stdout is not None
+        for line in program.process.stdout:
+            text = line.decode(errors="replace")
+            program.last_words = [*program.last_words[1 - LAST_LINES :], text]
+            with suppress(OSError, ValueError):
+                output.write(text)
+                output.flush()
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread
+
+
+def _follow(program: _Program, folder: Path, timeout: float, watch: Watch) -> None:
+    """Until it has ended; what its processes tell is told on."""
+    read: dict[Path, int] = {}
+    deadline = time.monotonic() + timeout
+    while program.process.poll() is None:
+        for path in folder.glob("process-*.jsonl"):
+            with path.open(encoding="utf-8") as file:
+                file.seek(read.get(path, 0))
+                lines = file.readlines()
+                read[path] = file.tell()
+            for line in lines[-1:]:
+                with suppress(ValueError):
+                    watch(json.loads(line))
+        if time.monotonic() > deadline:
+            program.ended_late = True
+            return
+        time.sleep(0.1)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End the program and all that it has started."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, how)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+    process.wait()
+
+
+def _reported(asked: Asked, folder: Path, program: _Program) -> RehearsalReport:
+    accounts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("account-*.json"))]
+    defects = [account["defect"] for account in accounts if "defect" in account]
+    if defects:
+        raise RuntimeError(f"the account of a rehearsed process cannot be made:\n{defects[0]}")
+    ended_by_us = any(account["ended"] == "steps" for account in accounts)
+    code = program.process.returncode
+    told = folder / "without-rule"
+    return RehearsalReport(
+        gpu=asked.device,
+        count=asked.gpus,
+        command=asked.command,
+        ranks=tuple(sorted((Rank.from_account(one) for one in accounts), key=lambda rank: rank.rank)),
+        out_of_memory=next((one["out_of_memory"] for one in accounts if one["out_of_memory"]), None),
+        exit_code=None if ended_by_us and code == 0 else code,
+        without_rule=tuple(sorted(set(told.read_text().split()))) if told.exists() else (),
+        assumed={what: times for one in accounts for what, times in one["assumed"].items()},
+        versions={name: version for one in accounts for name, version in one["versions"].items()},
+        last_words="".join(program.last_words),
+    )
