@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fitplan.phase import Phase
+from fitplan.trace.accumulation import Accumulation
 from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, layer_of_path
 
 _PEFT_PREFIX = "base_model.model."
@@ -44,6 +45,7 @@ class Recorder(TorchDispatchMode):
         self._phase_births: list[int] = []
         self._recomputed: list[int] = []
         self._recording = True
+        self._accumulation = Accumulation()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -63,6 +65,8 @@ class Recorder(TorchDispatchMode):
         once = phase not in (Phase.FORWARD, Phase.BACKWARD)
         layer = layer_of_path(owner) if owner else None
         self._owner = owner
+        if phase is Phase.BACKWARD:
+            self._accumulation.learn(self._device)
         part = "loss" if phase is Phase.BACKWARD else ""
         self._set_moment(Moment(phase, part, layer, step, 0 if once else self._micro_batch))
 
@@ -220,7 +224,11 @@ class Recorder(TorchDispatchMode):
     # --- what the operators do ---------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._accumulation.is_in_place(func, args):
+            return args[0].add_(args[1])
         output = func(*args, **(kwargs or {}))
+        if self._accumulation.is_learning:
+            return output
         if isinstance(output, torch.Tensor):
             self._see(output, func, args)
         elif isinstance(output, tuple | list):

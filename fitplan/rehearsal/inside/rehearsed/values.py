@@ -129,8 +129,8 @@ def _see(op, args, kwargs, outputs):
             return
         for tensor in ints:
             _mark(tensor, op in _LEAVES)
-            if not op._schema.is_mutable and (op not in _LEAVES or tensor.nbytes <= COPIED_BYTES):
-                _fill(tensor, 0)
+            if not op._schema.is_mutable and tensor.nbytes <= COPIED_BYTES:
+                _fill(tensor, 0)  # larger ones, such as quantised weights, stay as they are: no page is touched
     for tensor in floats:
         _mark(tensor, False)
         if not op._schema.is_mutable and tensor.nbytes <= COPIED_BYTES and op not in _LEAVES and tensor.nbytes:
@@ -174,7 +174,7 @@ def _mark(tensor, known):
 
 
 def _fill(tensor, number):
-    if tensor.numel() and tensor.nbytes <= MOST_BYTES:
+    if tensor.numel():
         here(tensor).fill_(number)
 
 
@@ -327,7 +327,8 @@ def _drawn(op, args, kwargs):
     if not args[0].is_cuda or args[0].dtype in _INTEGERS:
         return NotImplemented
     output = op(*args, **kwargs)
-    _fill(output, min(SOME_TOKEN, args[0].shape[-1] - 1) if args[0].dim() else 0)
+    if output.nbytes <= MOST_BYTES:
+        _fill(output, min(SOME_TOKEN, args[0].shape[-1] - 1) if args[0].dim() else 0)
     _mark(output, True)
     return output
 
