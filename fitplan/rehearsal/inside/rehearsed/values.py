@@ -142,16 +142,15 @@ _LEAVES = frozenset({aten.empty.memory_format, aten.empty_strided.default, aten.
 
 
 def _is_view(inputs, outputs):
-    mine = {t.data_ptr() for t in inputs if t.is_cuda}
-    return bool(mine) and all(
-        t.untyped_storage().data_ptr() in {i.untyped_storage().data_ptr() for i in inputs if i.is_cuda}
-        for t in outputs
-        if isinstance(t, torch.Tensor)
-    )
+    mine = {_place(t) for t in inputs if t.is_cuda and type(t) in _PLAIN}
+    return bool(mine) and all(_place(t) in mine for t in outputs if isinstance(t, torch.Tensor))
 
 
 def _place(tensor):
-    return tensor.untyped_storage().data_ptr()
+    """Where its storage begins; without asking for the storage, to which that would be one more reference: autograd's
+    engine adds gradients in place only to what nobody else holds.
+    """
+    return tensor.data_ptr() - tensor.storage_offset() * tensor.element_size()
 
 
 def _is_known(tensor):
@@ -180,12 +179,11 @@ def _fill(tensor, number):
 
 def here(tensor):
     """The same memory as a tensor of the CPU."""
-    size = tensor.untyped_storage().nbytes()
     if not tensor.numel():
         return torch.empty(tensor.shape, dtype=tensor.dtype)
-    content = (ctypes.c_byte * size).from_address(_place(tensor))
-    flat = torch.frombuffer(content, dtype=torch.uint8)[: size // tensor.element_size() * tensor.element_size()]
-    return flat.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    content = (ctypes.c_byte * (reach * tensor.element_size())).from_address(tensor.data_ptr())
+    return torch.frombuffer(content, dtype=torch.uint8).view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
 
 
 def _compute(op, args, kwargs, outputs):
