@@ -1,6 +1,7 @@
 """Predictions against one GPU: some seventy fine-tuning jobs, each predicted first, then run for real.
 
     python benchmarks/gpu_matrix.py --minutes 9 --out profiles/measured
+    python benchmarks/gpu_matrix.py --minutes 90 --out build/rehearsed-a100 --rehearse a100    without a GPU
 
 First the GPU is measured as by ``fitplan calibrate``, while the CPU predicts. A prediction is written before its job
 runs. Each job runs in a process of its own, the cheapest of each kind first, and while it runs the next process imports
@@ -53,6 +54,7 @@ from fitplan.validation.runner import (
     Target,
     find_target,
     forecast,
+    rehearsed_gpu,
     validate_forecast,
 )
 from fitplan.whole import write_whole
@@ -277,7 +279,7 @@ def record_of(case: Case, folder: Path) -> Path:
 def measure_first(target: Target, folder: Path, seconds: float) -> None:
     """Measure the GPU itself, once: its context, and what its kernels take beside what is assumed of them."""
     path = folder / "calibration.json"
-    if target.gpu is None or path.exists():
+    if target.gpu is None or target.rehearsed or path.exists():
         return
     try:
         found = measure_gpu(target, seconds)
@@ -403,18 +405,20 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=9, help="when to stop (default 9)")
     parser.add_argument("--out", type=Path, default=ROOT / "profiles" / "measured", help="folder of the records")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rehearse", metavar="GPU", help="run on a GPU that is not there, on the real CUDA libraries")
+    parser.add_argument("--most", type=int, default=10**6, help="jobs to do at most")
     parser.add_argument("--tiny", action="store_true", help="a few shrunken jobs")
     parser.add_argument("--only", default="", help="jobs whose name holds this text")
     parser.add_argument("--again", action="store_true", help="the jobs that failed before, too")
     parser.add_argument("--list", action="store_true", help="print the jobs, and leave")
     asked = parser.parse_args()
     deadline = time.monotonic() + 60 * asked.minutes
-    cases = [case for case in in_rounds(TINY_CASES if asked.tiny else CASES) if asked.only in case.name]
+    cases = [case for case in in_rounds(TINY_CASES if asked.tiny else CASES) if asked.only in case.name][: asked.most]
     if asked.list:
         print("\n".join(f"{case.kind:20}{case.name}" for case in cases))
         return 0
     try:
-        target = find_target(asked.device)
+        target = rehearsed_gpu(asked.rehearse) if asked.rehearse else find_target(asked.device)
     except NoUsableGpu as error:
         print(error, file=sys.stderr)
         return 3

@@ -13,6 +13,7 @@ from fitplan.models.resolve import ModelConfig
 from fitplan.setup import LIGER_PACKAGE, TrainingSetup
 
 if TYPE_CHECKING:
+    from fitplan.trace.kernels import Gpu
     from fitplan.trace.tracing import TracedRun
 
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
@@ -60,6 +61,7 @@ def trace_job(
     capability: tuple[int, int] | None,
     progress: Progress,
     *,
+    multiprocessors: int | None = None,
     only_optimizer: bool = False,
 ) -> "TracedRun":
     """The training step of ``setup``, or its optimizer's alone, traced for a GPU of that compute capability or the CPU.
@@ -80,7 +82,7 @@ def trace_job(
             return trace_training(
                 load_config(model.settings),
                 setup,
-                Gpu(capability) if capability else None,
+                _gpu(Gpu, capability, multiprocessors),
                 only_optimizer=only_optimizer,
                 progress=lambda what: progress(f"{setup.method}: {what}"),
             )
@@ -92,6 +94,12 @@ def trace_job(
                 f"the training step of {model.name} cannot be run as its config and the setup say: "
                 f"{type(error).__name__}: {text}; check the config's dimensions against each other"
             ) from error
+
+
+def _gpu(kind: "type[Gpu]", capability: tuple[int, int] | None, multiprocessors: int | None) -> "Gpu | None":
+    if capability is None:
+        return None
+    return kind(capability, multiprocessors) if multiprocessors else kind(capability)
 
 
 @contextlib.contextmanager

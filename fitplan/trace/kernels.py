@@ -33,6 +33,12 @@ class Gpu:
     capability: tuple[int, int] = (8, 0)
     multiprocessors: int = 108
 
+    @property
+    def asks_cudnn_first(self) -> bool:
+        """Whether attention goes to cuDNN where it can."""
+        torch_version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+        return self.capability[0] in (9, 10) and torch_version >= CUDNN_FIRST_SINCE
+
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
@@ -55,20 +61,60 @@ def scaled_dot_product_attention(
 ) -> torch.Tensor:
     """The operator with the backend that CUDA (``gpu``) or the CPU (``None``) would choose.
 
-    Source: pytorch ``aten/src/ATen/native/transformers/attention.cpp`` and ``cuda/sdp_utils.cpp``. Where cuDNN is
-    the first choice (compute capability 9 and 10, since cuDNN 9.15.1) it saves what flash saves; flash is traced.
+    Source: pytorch ``aten/src/ATen/native/transformers/attention.cpp`` and ``cuda/sdp_utils.cpp``.
     """
     if gpu is None:
         return _cpu_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    same_heads = query.shape[1] == key.shape[1]
-    sm80 = gpu.capability >= AMPERE
-    if attn_mask is None and half and sm80 and query.shape[-1] <= 256 and (same_heads or enable_gqa):
-        return _flash(query, key, value, dropout_p, is_causal, scale)
-    aligned = query.shape[-1] % (8 if half else 4 if sm80 else 1) == 0 and value.shape[-1] % (8 if half else 4) == 0
-    if same_heads and aligned and (sm80 or query.dtype is not torch.bfloat16):
-        return _memory_efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    match attention_backend(gpu, query, key, value, attn_mask, dropout_p, enable_gqa):
+        case "cudnn":
+            return _cudnn(query, key, value, attn_mask, dropout_p, is_causal, scale)
+        case "flash":
+            return _flash(query, key, value, dropout_p, is_causal, scale)
+        case "efficient":
+            return _memory_efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
     return _math(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+CUDNN_FIRST_SINCE = (2, 10)
+"""The PyTorch from which cuDNN is asked first on compute capability 9 and 10: the first whose wheels bring cuDNN 9.15.1
+(``cuda/sdp_utils.cpp``, ``check_prefer_cudnn_attention``). Seen on an H100 with 2.11, rehearsed with 2.14."""
+
+_CUDNN_WIDTHS = ((192, 128), (256, 256))
+"""Of queries and values, beyond 128 (``check_cudnn_tensor_shapes``)."""
+
+
+def attention_backend(
+    gpu: Gpu, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout_p: float, gqa: bool
+) -> str:
+    """``"cudnn"``, ``"flash"``, ``"efficient"`` or ``"math"``, as ``torch._fused_sdp_choice`` on that GPU.
+
+    Source: pytorch ``cuda/sdp_utils.cpp``, ``select_sdp_backend`` and the conditions that it asks, in its order. Tensors
+    are [batch, heads, length, width].
+    """
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    sm80 = gpu.capability >= AMPERE
+    width, value_width = query.shape[-1], value.shape[-1]
+    if query.shape[1] != key.shape[1] and not gqa:
+        return "math"
+    cudnn_widths = (width <= 128 and value_width <= 128) or (width, value_width) in _CUDNN_WIDTHS
+    cudnn_fits = half and not dropout_p and query.shape[2] > 1 and width % 8 == value_width % 8 == 0 and cudnn_widths
+    if gpu.asks_cudnn_first and cudnn_fits:
+        return "cudnn"
+    if half and sm80 and mask is None and width == value_width <= 256:
+        return "flash"
+    unit = 8 if half else 4 if sm80 else 1
+    if width % unit == value_width % unit == 0 and (sm80 or query.dtype is not torch.bfloat16):
+        return "efficient"
+    return "math"
+
+
+def _cudnn(
+    query: Any, key: Any, value: Any, mask: Any, dropout_p: float, is_causal: bool, scale: float | None
+) -> torch.Tensor:
+    needs_lse = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    return aten._scaled_dot_product_cudnn_attention(
+        query, key, value, _float_mask(mask, query), needs_lse, dropout_p, is_causal, False, scale=scale
+    )[0]
 
 
 def _flash(query: Any, key: Any, value: Any, dropout_p: float, is_causal: bool, scale: float | None) -> torch.Tensor:
@@ -88,6 +134,8 @@ def _float_mask(mask: Any, query: torch.Tensor) -> Any:
 def _memory_efficient(
     query: Any, key: Any, value: Any, mask: Any, dropout_p: float, is_causal: bool, scale: float | None
 ) -> torch.Tensor:
+    if query.shape[1] != key.shape[1]:  # ``pre_process_group_query_attention_input``
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
     if mask is not None:
         mask = _float_mask(mask, query)
         if mask.shape[-1] % 8:  # the kernel wants aligned rows: a padded copy, sliced back
@@ -180,6 +228,27 @@ def efficient_backward_scratch(query: torch.Tensor) -> list[torch.Tensor]:
         query.new_empty((batch, heads, length), dtype=torch.float32),
         query.new_empty((batch, heads, _round_up(length, tile), _round_up(width, tile)), dtype=torch.float32),
     ]
+
+
+def cudnn_backward_scratch(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """The workspace of cuDNN's backward: one block, for tensors of [batch, heads, length, width].
+
+    The gradient of the queries and a sum for each row in float32 (cudnn-frontend
+    ``node/scaled_dot_product_flash_attention.h``); with grouped queries, dk and dv for every query head. Measured on an
+    H100 with cuDNN 9.19, at three shapes.
+    """
+    batch, heads, length, width = query.shape
+    size = 4 * batch * heads * length * (width + 1)
+    if key.shape[1] != heads:
+        size += 2 * batch * heads * key.shape[2] * width * key.element_size()
+    return query.new_empty((size,), dtype=torch.uint8)
+
+
+def _cudnn_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
+    output = func(*args, **kwargs)
+    scratch = cudnn_backward_scratch(args[1], args[2])
+    del scratch
+    return output
 
 
 def _flash_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
@@ -299,6 +368,8 @@ def cuda_kernels() -> dict[Any, Kernel]:
         aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
         aten.embedding_dense_backward.default: _embedding_backward,
     }
+    if hasattr(aten, "_scaled_dot_product_cudnn_attention_backward"):
+        table[aten._scaled_dot_product_cudnn_attention_backward.default] = _cudnn_backward
     if hasattr(torch.ops.bitsandbytes, "gemm_4bit"):
         table[torch.ops.bitsandbytes.gemm_4bit.default] = _gemm_4bit
     return table

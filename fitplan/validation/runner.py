@@ -197,7 +197,13 @@ def forecast(
         InputError: as :func:`fitplan.tracer.trace_job`.
 
     """
-    run = trace_job(model, setup, target.gpu.capability if target.gpu else None, progress)
+    run = trace_job(
+        model,
+        setup,
+        target.gpu.capability if target.gpu else None,
+        progress,
+        multiprocessors=target.gpu.multiprocessors if target.gpu else None,
+    )
     resolved = setup.with_(attn=run.attention, task=run.task)
     phases = predicted_phases(run.trace, expandable=setup.expandable_segments)
     if target.gpu is None:
