@@ -27,6 +27,8 @@ _NAMES = re.compile(r"(cuda|__cuda|cublas|nccl|nvrtc|cudnn)[A-Z]\w*")
 _STOOD_IN_FOR = ("libcudart.so*", "libcublas.so*", "libcublasLt.so*", "libnccl.so*", "libnvrtc.so*", "libcudnn*.so*")
 _CALLERS = ("libtorch_cuda.so", "libc10_cuda.so", "libtorch_python.so", "libcaffe2_nvrtc.so")
 _DRIVER_NAMES = re.compile(rb"\0(cu[A-Z][A-Za-z0-9]{4,}(?:_v\d)?)\0")
+_NVML_NAMES = re.compile(rb"\0(nvml[A-Z][A-Za-z0-9]+(?:_v\d)?)\0")
+_NVML_IN_PYTHON = re.compile(r"[\"'](nvml[A-Z]\w+)[\"']")
 _HEADERS = ("triton/backends/nvidia/include/cuda.h", "nvidia/*/include/cuda.h")
 _IN_HEADER = re.compile(r"\b(cu[A-Z]\w+)\b(?=\s*\(|\s*$)", re.MULTILINE)
 _OTHER_LIBRARIES = re.compile(r"cu(File|fft|rand|sparse|solver|blas|dnn|pti|Tensor(?!Map))")
@@ -169,8 +171,9 @@ def _compile(torch: Torch, folder: Path) -> None:
         (here / "opened").mkdir()
         _run(compiler, "-shared", "-o", f"{here}/libfitplan-rehearsal.so", *preloaded, f"{here}/rest.o", "-lpthread", "-ldl")
         _add(compiler, here, "driver-rest", _without_rule(_driver_names(torch), [f"{here}/driver.o"]))
+        _add(compiler, here, "nvml-rest", _without_rule(_nvml_names(torch), [f"{here}/nvml.o"], NOT_SUPPORTED))
         for name, library in _OPENED.items():
-            objects = [f"{here}/{name}.o", *([f"{here}/driver-rest.o"] if name == "driver" else [])]
+            objects = [f"{here}/{name}.o", f"{here}/{name}-rest.o"]
             _run(compiler, "-shared", f"-Wl,-soname,{library}", "-o", f"{here}/opened/{library}", *objects)
         with suppress(OSError):  # another process was faster
             here.rename(folder)
@@ -208,14 +211,16 @@ def _versions(torch: Torch) -> str:
 
 _TOLD = """
 void fitplan_told_once(const char *);
-#define WITHOUT_RULE(name) long name(void) { static char told; if (!told) { told = 1; fitplan_told_once(#name); } return 0; }
+#define WITHOUT_RULE(name) long name(void) { static char told; if (!told) { told = 1; fitplan_told_once(#name); } return ANSWER; }
 """
+NOT_SUPPORTED = 3
+"""``NVML_ERROR_NOT_SUPPORTED``: of NVML nobody needs an answer."""
 
 
-def _without_rule(names: Iterable[str], objects: list[str]) -> str:
-    """C that answers success for each name that no object file defines, and tells of it once."""
+def _without_rule(names: Iterable[str], objects: list[str], answer: int = 0) -> str:
+    """C that answers success (0) for each name that no object file defines, and tells of it once."""
     defined = {line.split()[-1] for line in _run("nm", "--defined-only", *objects).splitlines() if " T " in line}
-    return _TOLD + "".join(f"WITHOUT_RULE({name})\n" for name in sorted(set(names) - defined))
+    return f"#define ANSWER {answer}{_TOLD}" + "".join(f"WITHOUT_RULE({name})\n" for name in sorted(set(names) - defined))
 
 
 def _names_of(torch: Torch) -> Iterator[str]:
@@ -236,11 +241,19 @@ def _driver_names(torch: Torch) -> Iterator[str]:
     for pattern in _HEADERS:
         for header in torch.folder.parent.glob(pattern):
             yield from _IN_HEADER.findall(header.read_text(encoding="utf-8", errors="replace"))
-    for name in _CALLERS:
-        path = torch.folder / "lib" / name
+    yield from (name for name in _texts(torch, _DRIVER_NAMES) if not _OTHER_LIBRARIES.match(name))
+
+
+def _nvml_names(torch: Torch) -> Iterator[str]:
+    """Functions of NVML that PyTorch and pynvml open by name."""
+    for module in torch.folder.parent.glob("pynvml*.py"):
+        yield from _NVML_IN_PYTHON.findall(module.read_text(encoding="utf-8", errors="replace"))
+    yield from _texts(torch, _NVML_NAMES)
+
+
+def _texts(torch: Torch, wanted: "re.Pattern[bytes]") -> Iterator[str]:
+    """What stands as text in PyTorch's libraries."""
+    for path in (torch.folder / "lib" / name for name in _CALLERS):
         if path.exists():
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                for found in _DRIVER_NAMES.finditer(content):
-                    text = found[1].decode()
-                    if not _OTHER_LIBRARIES.match(text):
-                        yield text
+                yield from (found[1].decode() for found in wanted.finditer(content))

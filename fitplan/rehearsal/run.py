@@ -104,8 +104,11 @@ def rehearse(asked: Asked, *, watch: Watch = lambda _: None, output: Any = None)
             FOLDER_VARIABLE: name,
             "TMPDIR": str(folder / "tmp"),
         }
-        with _running(asked, variables, output or sys.stderr) as program:
-            _follow(program, folder, asked.timeout, watch)
+        try:
+            with _running(asked, variables, output or sys.stderr) as program:
+                _follow(program, folder, asked.timeout, watch)
+        finally:
+            _end_what_is_left(name)
         return _reported(asked, folder, program)
 
 
@@ -227,6 +230,20 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
+def _end_what_is_left(folder: str) -> None:
+    """Launchers start their workers in sessions of their own; what belongs to a rehearsal has its folder's name."""
+    mark = f"{FOLDER_VARIABLE}={folder}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+def _ranks(accounts: Sequence[Mapping[str, Any]]) -> Iterator[Rank]:
+    """The processes that used the GPU: a compiler's worker, say, only looks at it."""
+    return (Rank.from_account(account) for account in accounts if account["peak_allocated_bytes"])
+
+
 def _reported(asked: Asked, folder: Path, program: _Program) -> RehearsalReport:
     accounts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("account-*.json"))]
     defects = [account["defect"] for account in accounts if "defect" in account]
@@ -239,7 +256,7 @@ def _reported(asked: Asked, folder: Path, program: _Program) -> RehearsalReport:
         gpu=asked.device,
         count=asked.gpus,
         command=asked.command,
-        ranks=tuple(sorted((Rank.from_account(one) for one in accounts), key=lambda rank: rank.rank)),
+        ranks=tuple(sorted(_ranks(accounts), key=lambda rank: rank.rank)),
         out_of_memory=next((one["out_of_memory"] for one in accounts if one["out_of_memory"]), None),
         exit_code=None if ended_by_us and code == 0 else code,
         without_rule=tuple(sorted(set(told.read_text().split()))) if told.exists() else (),

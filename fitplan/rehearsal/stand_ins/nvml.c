@@ -118,6 +118,7 @@ static int processes(void *handle, unsigned *room, Process *found) {
 }
 
 int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *room, Process *found) { return processes(handle, room, found); }
+int nvmlDeviceGetComputeRunningProcesses(void *handle, unsigned *room, Process *found) { return processes(handle, room, found); }
 int nvmlDeviceGetComputeRunningProcesses_v2(void *handle, unsigned *room, Process *found) { return processes(handle, room, found); }
 int nvmlDeviceGetGraphicsRunningProcesses_v3(void *handle, unsigned *count, void *found) { (void)handle, (void)found; *count = 0; return SUCCESS; }
 int nvmlDeviceGetGraphicsRunningProcesses_v2(void *handle, unsigned *count, void *found) { (void)handle, (void)found; *count = 0; return SUCCESS; }

@@ -47,7 +47,18 @@ def _on_deepspeed(module):
     watch.count_engine_steps(module)
 
 
-_WAITING = {"torch": _on_torch, "huggingface_hub": _on_hub, "deepspeed": _on_deepspeed}
+def _on_fake_tensors(module):
+    from rehearsed import values
+
+    values.stay_out_of_fake_mode(module)
+
+
+_WAITING = {
+    "torch": _on_torch,
+    "torch._subclasses.fake_tensor": _on_fake_tensors,
+    "huggingface_hub": _on_hub,
+    "deepspeed": _on_deepspeed,
+}
 
 
 def when_imported():

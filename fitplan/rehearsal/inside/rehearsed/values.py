@@ -61,6 +61,7 @@ def keep_true():
             return _run(op, args, kwargs)
 
     _library.fallback(fallback, _KEY, with_keyset=True)
+    leave_alone(fallback, *globals().values())
     views = torch.library.Library("aten", "IMPL")
     for name in _VIEWS:
         views.impl(name, torch.library.fallthrough_kernel, _KEY)
@@ -75,6 +76,49 @@ _VIEWS = (
 ).split()
 """They allocate nothing and compute nothing; and a parameter is made from a tensor that Python has not seen yet
 (``_make_subclass`` in pytorch ``torch/csrc/autograd/python_variable.cpp``)."""
+
+
+def stay_out_of_fake_mode(fake_tensor):
+    """While ``torch.compile`` traces with fake tensors there is no memory, and PyTorch has a use for the key itself."""
+    mode, key = fake_tensor.FakeTensorMode, torch._C._parse_dispatch_key(_KEY)
+    enter, leave = mode.__enter__, mode.__exit__
+    depth = threading.local()
+
+    def include(whether):
+        torch._C._dispatch_tls_set_dispatch_key_included(key, whether)
+
+    def enter_without_key(self):
+        depth.value = getattr(depth, "value", 0) + 1
+        include(False)
+        return enter(self)
+
+    def leave_with_key(self, *why):
+        try:
+            return leave(self, *why)
+        finally:
+            depth.value -= 1
+            include(depth.value == 0)
+
+    mode.__enter__, mode.__exit__ = enter_without_key, leave_with_key
+
+
+def leave_alone(*functions):
+    """``torch.compile`` looks at every Python frame; ours are none of the program's."""
+    from torch._C._dynamo import eval_frame
+
+    if hasattr(eval_frame, "skip_code"):  # before PyTorch 2.8
+        skip_code = eval_frame.skip_code
+    else:
+        skip = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
+
+        def skip_code(code):
+            eval_frame.set_code_exec_strategy(code, skip)
+
+    codes = [one.__code__ for one in functions if hasattr(one, "__code__")]
+    while codes:
+        code = codes.pop()
+        skip_code(code)
+        codes += [constant for constant in code.co_consts if isinstance(constant, type(code))]
 
 
 def _in_new_threads(key):

@@ -35,6 +35,7 @@ def begin(plan):
     """Watch this process as soon as it uses CUDA."""
     global _watch
     _watch = Watch(plan)
+    values.leave_alone(*vars(Watch).values(), *globals().values())
     torch.cuda._lazy_call(_watch.cuda_is_used)
 
 
@@ -91,14 +92,14 @@ class Watch:
 
         hook = torch.nn.modules.module.register_module_forward_pre_hook(seen)
 
-    def mark(self, phase):
+    def mark(self, phase, tell=False):
         """The program goes into ``phase``."""
         if self.is_finished:
             return
         stats = torch.cuda.memory_stats()
         self.marks.append((int(stats.get("allocation.all.allocated", 0)), phase, self.done()))
         now = time.time()
-        if now - self.told > 0.25 or phase == "step over":
+        if now - self.told > 0.25 or tell:
             self.told = now
             self.tell(phase, stats)
 
@@ -130,7 +131,7 @@ class Watch:
             self.step_over()
 
     def step_over(self):
-        self.mark("step over")
+        self.mark("forward", tell=True)
         if self.steps_wanted and self.done() >= self.steps_wanted and not self.is_finished:
             self.finish("steps")
             leave_for_good()
@@ -158,7 +159,7 @@ class Watch:
     def names_of_weights(self):
         """Of every module there is."""
         found = {}
-        modules = [one for one in gc.get_objects() if isinstance(one, torch.nn.Module)]
+        modules = [one for one in gc.get_objects() if issubclass(type(one), torch.nn.Module)]
         parameters = [p for module in modules for p in module._parameters.values() if p is not None]
         some_are_frozen = any(not p.requires_grad for p in parameters)
         for parameter in parameters:
@@ -251,7 +252,7 @@ class History:
         live, allocated, reserved, count, mark, label = {}, 0, 0, 0, -1, 0
         segments = {}
         for place, event in enumerate(self.events):
-            action, size, address = event["action"], event["size"], event["addr"]
+            action, size, address = event["action"], event["size"], event.get("addr")
             if action == "alloc":
                 while mark + 1 < len(self.moments) and self.moments[mark + 1][0] <= count:
                     mark += 1
@@ -341,7 +342,7 @@ class History:
         return {
             "points": [(piece[0][0], max(p[1] for p in piece), max(p[2] for p in piece)) for piece in pieces],
             "phases": [
-                (place, mark[1], mark[2] + 1) for place, mark in zip(starts, self.moments) if mark[1] != "step over"
+                (place, mark[1], mark[2] + 1) for place, mark in zip(starts, self.moments)
             ],
         }
 
@@ -383,7 +384,7 @@ def _where(frames):
     outer = ""
     for frame in frames:
         name = frame["filename"]
-        if name.startswith(_OWN) or name == "??" or name.startswith("<"):
+        if name.startswith(_OWN) or name in ("??", _TORCH + "_ops.py") or name.startswith("<"):
             continue
         text = "%s:%d %s" % (_short(name), frame["line"], frame["name"])
         if not name.startswith(_TORCH):
