@@ -8,7 +8,8 @@
     │   └── DeviceNotFound     no GPU under that name
     │       └── NoUsableGpu    this machine has no such GPU, or it cannot be used (exit code 3)
     ├── ValidationFailed       a validation run did not come to its end (exit code 4)
-    └── MissingDependency      the answer needs a package that is not installed (exit code 2)
+    ├── MissingDependency      the answer needs a package that is not installed (exit code 2)
+    └── LibraryMoved           an installed library is not as this version of fitplan knows it (exit code 2)
 
 "Does not fit" is an answer, not an error. The messages name fields, never command line flags.
 """
@@ -49,6 +50,20 @@ class NoUsableGpu(DeviceNotFound):
 
 class MissingDependency(FitplanError):
     """The answer needs a package that is not installed."""
+
+
+class LibraryMoved(FitplanError):
+    """An installed library is not as this version of fitplan knows it.
+
+    Attributes:
+        library: its name.
+        what: what is not as it was.
+
+    """
+
+    def __init__(self, library: str, what: str) -> None:
+        super().__init__(f"{library} is not as fitplan knows it: {what}")
+        self.library, self.what = library, what
 
 
 class ValidationFailed(FitplanError):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from fitplan.errors import FitplanError, MissingDependency, ModelNotSupported
+from fitplan.guard import Guard
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import LIGER_PACKAGE, TrainingSetup
 
@@ -97,11 +98,7 @@ def trace_job(
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Libraries' remarks about a GPU that is not there, and about weights that are not real, help nobody here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with Guard() as guard, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        guard.exchange_here(logging.Logger, "isEnabledFor", lambda *_: False)
+        yield

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from torch.utils._device import _device_constructors
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fitplan.errors import InputError, ModelNotSupported
+from fitplan.guard import Guard
 from fitplan.setup import Dtype, Method, Task, TrainingSetup
 
 TORCH_DTYPES = {Dtype.BFLOAT16: torch.bfloat16, Dtype.FLOAT16: torch.float16, Dtype.FLOAT32: torch.float32}
@@ -160,12 +162,10 @@ def _parameters_on_meta() -> Iterator[None]:
     ``torch.empty`` is what parameters are made with, and never buffers whose values matter: a fused expert matrix can
     be larger than the memory of the machine that asks.
     """
-    empty = torch.empty
+    empty, register = torch.empty, nn.Module.register_parameter
 
     def empty_on_meta(*args: Any, **kwargs: Any) -> torch.Tensor:
         return empty(*args, **{**kwargs, "device": "meta"})
-
-    register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         register(module, name, param)
@@ -175,18 +175,13 @@ def _parameters_on_meta() -> Iterator[None]:
     def untouched(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return tensor
 
-    initialisers = {name: fn for name, fn in vars(torch.nn.init).items() if name.endswith("_") and callable(fn)}
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
-    torch.empty = empty_on_meta
-    for name in initialisers:
-        setattr(torch.nn.init, name, untouched)
-    try:
+    _device_constructors()  # it remembers the functions that it finds: the real ones
+    with Guard() as guard:
+        guard.exchange_here(nn.Module, "register_parameter", register_on_meta)
+        guard.exchange_here(torch, "empty", empty_on_meta)
+        for name in [name for name, fn in vars(torch.nn.init).items() if name.endswith("_") and callable(fn)]:
+            guard.exchange_here(torch.nn.init, name, untouched)
         yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-        torch.empty = empty
-        for name, fn in initialisers.items():
-            setattr(torch.nn.init, name, fn)
 
 
 def _keep_in_fp32(model: PreTrainedModel, setup: TrainingSetup) -> None:
