@@ -56,14 +56,13 @@ class LibraryMoved(FitplanError):
     """An installed library is not as this version of fitplan knows it.
 
     Attributes:
-        library: its name.
-        what: what is not as it was.
+        library: the name of its module.
 
     """
 
-    def __init__(self, library: str, what: str) -> None:
-        super().__init__(f"{library} is not as fitplan knows it: {what}")
-        self.library, self.what = library, what
+    def __init__(self, library: str, message: str) -> None:
+        super().__init__(message)
+        self.library = library
 
 
 class ValidationFailed(FitplanError):

@@ -7,7 +7,8 @@ and by emptying some of their caches. All of it goes through a :class:`Guard`, w
 - gives back everything, also what was not there before, in the reverse order, whatever happens inside;
 - acts, where a function is exchanged (:meth:`Guard.exchange_here`), in the thread that asked for it only: whoever
   else works with torch meanwhile meets the real function;
-- says which library has moved on, where a name is not there or takes other arguments (:class:`LibraryMoved`).
+- says which library has moved on, where a name is not there or is called with other arguments
+  (:class:`fitplan.errors.LibraryMoved`).
 
 What cannot be told apart by thread, because it is no function that is called, is exchanged for all
 (:meth:`Guard.exchange`): caches of bitsandbytes, classes of a model to which Liger is applied, ``flash_attn`` in
@@ -21,7 +22,7 @@ from functools import wraps
 from types import ModuleType
 from typing import Any, Self
 
-from fitplan.errors import LibraryMoved
+from fitplan.faults import library_of, moved
 
 _LOCK = threading.RLock()
 _ABSENT: Any = object()
@@ -98,7 +99,7 @@ def _there(holder: Any, name: str) -> Any:
     try:
         return getattr(holder, name)
     except AttributeError as error:
-        raise LibraryMoved(library_of(holder), f"{_named(holder)} has no {name}") from error
+        raise moved(library_of(holder), f"{_named(holder)} has no {name}") from error
 
 
 def _for_this_thread(holder: Any, name: str, stand_in: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,9 +113,7 @@ def _for_this_thread(holder: Any, name: str, stand_in: Callable[..., Any]) -> Ca
             return stand_in(*args, **kwargs)
         except TypeError as error:
             if error.__traceback__ is not None and error.__traceback__.tb_next is None:  # the call did not get in
-                raise LibraryMoved(
-                    library_of(holder), f"{_named(holder)}.{name} is called otherwise: {error}"
-                ) from error
+                raise moved(library_of(holder), f"{_named(holder)}.{name} is called otherwise: {error}") from error
             raise
 
     return by_thread
@@ -144,13 +143,6 @@ def _give_back_all(holder: Any, before: dict[str, Any]) -> None:
         value = before.get(name, _ABSENT)
         if vars(holder).get(name, _ABSENT) is not value:
             _give_back(holder, name, value)
-
-
-def library_of(holder: Any) -> str:
-    """The library that a module, a class or an object comes from: ``torch`` of ``torch.nn.Linear``."""
-    where = holder if isinstance(holder, ModuleType | type) else type(holder)
-    name = where.__name__ if isinstance(where, ModuleType) else where.__module__
-    return str(name).partition(".")[0]
 
 
 def _named(holder: Any) -> str:

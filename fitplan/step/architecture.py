@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils._device import _device_constructors
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fitplan.errors import InputError, ModelNotSupported
+from fitplan.errors import InputError, LibraryMoved, ModelNotSupported
+from fitplan.faults import moved_library, one_line
 from fitplan.guard import Guard
 from fitplan.setup import Dtype, Method, Task, TrainingSetup
 
@@ -107,7 +108,11 @@ def build_architecture(config: PretrainedConfig, setup: TrainingSetup) -> PreTra
             attn = {"attn_implementation": str(setup.attn)} if setup.attn is not None else {}
             model = build(config, **attn, **{dtype_name: dtype})
     except ImportError as error:
-        raise InputError(f"attn {setup.attn or 'as the config says'} cannot be used here: {one_line(error)}") from error
+        raise moved_library(error) or InputError(
+            f"attn {setup.attn or 'as the config says'} cannot be used here: {one_line(error)}"
+        ) from error
+    except LibraryMoved:
+        raise
     except Exception as error:  # a config with impossible numbers fails somewhere inside the model
         if setup.attn is not None and "attention" in str(error).lower() and "support" in str(error).lower():
             raise InputError(
@@ -196,9 +201,3 @@ def _keep_in_fp32(model: PreTrainedModel, setup: TrainingSetup) -> None:
     for name, param in model.named_parameters():
         if param.is_floating_point() and patterns & set(name.split(".")):
             param.data = param.data.to(torch.float32)
-
-
-def one_line(error: BaseException) -> str:
-    """The first sentence of an error message."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 240 else text[:237] + "..."

@@ -159,11 +159,13 @@ def _patched_bitsandbytes() -> Iterator[None]:
     Managed memory is not the allocator's: paged states are there for the optimizer, and not in the trace.
     """
     try:
-        from bitsandbytes import functional
-        from bitsandbytes.optim.optimizer import Optimizer8bit
+        import bitsandbytes  # noqa: F401
     except ImportError:
         yield
         return
+    from bitsandbytes import functional
+    from bitsandbytes.optim.optimizer import Optimizer8bit
+
     get_state_buffer = Optimizer8bit.get_state_buffer
 
     def get_named_state_buffer(self: Any, p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -119,7 +119,7 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
             stack.enter_context(_emptied_cache(recorder))
         skeleton = build_skeleton(config, setup, place)
         if setup.use_liger_kernel and gpu is not None:
-            with suppress(ImportError):  # the step says what is missing
+            with suppress(ModuleNotFoundError):  # the step says what is missing
                 stack.enter_context(liger_on_meta(gpu, recorder.enter_loss))
         stack.enter_context(recorder)
         stack.enter_context(meta_device(gpu))
@@ -162,10 +162,12 @@ def _empty_caches(guard: Guard) -> None:
     guard.empty(AcceleratorState._shared_state)
     guard.empty(PartialState._shared_state)
     try:
-        from bitsandbytes import functional
-        from bitsandbytes.optim import GlobalOptimManager
+        import bitsandbytes  # noqa: F401
     except ImportError:
         return
+    from bitsandbytes import functional
+    from bitsandbytes.optim import GlobalOptimManager
+
     guard.empty(functional.name2qmap)
     guard.exchange(GlobalOptimManager, "_instance", None)
     guard.exchange(functional.GlobalPageManager, "_instance", None)
