@@ -11,7 +11,15 @@ from fitplan.advice import AdviceReport, Advisor, advise_on
 from fitplan.cuda import AMPERE
 from fitplan.devices.context import context_on
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device, known_devices
-from fitplan.errors import DeviceNotFound, FitplanError, InputError, MissingDependency, ModelNotSupported, SetupConflict
+from fitplan.errors import (
+    DeviceNotFound,
+    FitplanError,
+    InputError,
+    LibraryMoved,
+    MissingDependency,
+    ModelNotSupported,
+    SetupConflict,
+)
 from fitplan.estimator import answer, footprint_of, known_estimate
 from fitplan.explanation import Explanation, explain_peak
 from fitplan.fitmap import FitMap, draw_map
@@ -59,6 +67,7 @@ def check(
     Raises:
         InputError: model, GPU or settings make no sense.
         MissingDependency: the answer needs packages that are not installed.
+        LibraryMoved: an installed library is not as this version of fitplan knows it.
 
     """
     device = device_named(gpu, vram)
@@ -193,7 +202,8 @@ def advise(
         known = asked.estimate if changed == asked.setup else known_estimate(config, changed, device.capability)
         if known is None and left:
             left -= 1
-            with suppress(MissingDependency, InputError):  # a lever that this model or installation does not have
+            others = () if changed.method is asked.setup.method else (LibraryMoved,)
+            with suppress(MissingDependency, InputError, *others):  # a lever that is not for this model or installation
                 known = answer(config, changed, device.capability, fresh=False, progress=progress).estimate
         return known
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fitplan.cuda import AMPERE
-from fitplan.errors import FitplanError, InputError, ModelNotSupported
+from fitplan.errors import FitplanError, InputError, LibraryMoved, ModelNotSupported
 from fitplan.estimator import optimizer_of, shaped, survey_of
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint
 from fitplan.footprint.recipe import SOME_DROPOUT, kernels_of, recipe_of
@@ -86,6 +86,7 @@ def ship(
     Raises:
         InputError: the file cannot be written.
         ModelNotSupported: no setup of the model has a formula.
+        LibraryMoved: a library is not as this version of fitplan knows it.
 
     """
     kernels = kernels_of(capability)
@@ -101,6 +102,8 @@ def ship(
             continue
         try:
             footprint, optimizer = _checked(model, setup, capability, progress)
+        except LibraryMoved:
+            raise  # without it less would ship, and nobody would notice
         except (NoFormula, FitplanError) as error:
             left_out.append(f"{_told(setup)}: {error}")
             continue

@@ -27,7 +27,7 @@ from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 from fitplan.step.job import Place
 from fitplan.trace.recorder import Recorder
-from fitplan.trace.tracing import _fresh_process
+from fitplan.trace.tracing import fresh_process
 from fitplan.tracer import trace_job
 from fitplan.units import MIB
 from fitplan.validation import child, process_memory, records, runner
@@ -126,7 +126,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Cuda]:
         "ProcessMemory",
         lambda: SimpleNamespace(read=lambda: CONTEXT + fake._allocator.reserved),
     )
-    with _fresh_process():
+    with fresh_process():
         yield fake
 
 

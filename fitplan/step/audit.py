@@ -7,6 +7,9 @@ from torch import nn
 
 from fitplan.setup import Method, TrainingSetup
 
+QUANTISED = ("Params4bit", "Int8Params")
+"""Classes of bitsandbytes' weights."""
+
 _PEFT_PREFIX = "base_model.model."
 
 
@@ -43,7 +46,7 @@ def parameters_of(model: nn.Module, setup: TrainingSetup) -> list[Parameter]:
 
 
 def _is_quantised(param: torch.Tensor) -> bool:
-    return type(param).__name__ in ("Params4bit", "Int8Params")
+    return type(param).__name__ in QUANTISED
 
 
 def _storage(param: torch.Tensor, setup: TrainingSetup) -> str:

@@ -10,10 +10,12 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fitplan.errors import InputError, MissingDependency
+from fitplan.errors import InputError, MissingDependency, ModelNotSupported
+from fitplan.faults import interface_of, one_line
 from fitplan.phase import Phase
 from fitplan.setup import ALL_LINEAR, Method, Quant, Task, TrainingSetup
-from fitplan.step.architecture import TORCH_DTYPES, build_architecture, one_line, task_of
+from fitplan.step.architecture import TORCH_DTYPES, build_architecture, task_of
+from fitplan.step.audit import QUANTISED
 from fitplan.step.job import Observer, Place
 
 
@@ -21,7 +23,7 @@ def build_skeleton(config: PretrainedConfig, setup: TrainingSetup, place: Place)
     """The model without weights: parameters on the meta device, whatever the place; quantised layers in.
 
     Raises:
-        ModelNotSupported: transformers cannot build this config.
+        ModelNotSupported: transformers cannot build this config, or quantise nothing in it.
 
     """
     model = build_architecture(config, setup)
@@ -69,11 +71,17 @@ def _replace_linear_layers(model: PreTrainedModel, setup: TrainingSetup, place: 
     kind = Bnb8BitHfQuantizer if setup.quant is Quant.INT8 else Bnb4BitHfQuantizer
     quantizer = kind(_bnb_config(setup), pre_quantized=False)
     model.config.quantization_config = quantizer.quantization_config
-    quantizer._process_model_before_weight_loading(
-        model,
-        device_map={"": place.device},
-        keep_in_fp32_modules=list(model._keep_in_fp32_modules or ()),
-    )
+    with interface_of("transformers"):
+        quantizer._process_model_before_weight_loading(
+            model,
+            device_map={"": place.device},
+            keep_in_fp32_modules=list(model._keep_in_fp32_modules or ()),
+        )
+    if not any(type(param).__name__ in QUANTISED for param in model.parameters()):
+        raise ModelNotSupported(
+            f"nothing in this {model.config.model_type} model can be quantised by bitsandbytes, which takes plain "
+            "linear layers only and leaves the output head; choose method lora"
+        )
     model.hf_quantizer = quantizer
     model.is_quantized = True
     model.quantization_method = quantizer.quantization_config.quant_method
@@ -129,7 +137,8 @@ def warmed_up(model: PreTrainedModel, setup: TrainingSetup) -> dict[str, int]:
     quantizer = model.hf_quantizer
     named = dict(chain(model.named_parameters(), model.named_buffers()))
     if hasattr(quantizer, "param_element_size"):
-        return {name: int(t.numel() * quantizer.param_element_size(model, name, t)) for name, t in named.items()}
+        with interface_of("transformers"):
+            return {name: int(t.numel() * quantizer.param_element_size(model, name, t)) for name, t in named.items()}
     factor = next(
         (getattr(quantizer, name)() for name in _WARM_UP_FACTORS if hasattr(quantizer, name)), _WARM_UP_FACTOR
     )
@@ -143,13 +152,12 @@ _WARM_UP_FACTOR = 4
 
 def _load_weight(param: nn.Parameter, name: str, dtype: torch.dtype, device: str) -> nn.Parameter:
     kind = type(param).__name__
-    value = torch.empty(
-        param.shape, dtype=dtype if kind in ("Params4bit", "Int8Params") else param.dtype, device=device
-    )
+    value = torch.empty(param.shape, dtype=dtype if kind in QUANTISED else param.dtype, device=device)
     if device != "meta":
         _randomise(value, name)
     if kind == "Params4bit":
-        return type(param)(value, requires_grad=False, **param.__dict__)._quantize(device)
+        with interface_of("bitsandbytes"):
+            return type(param)(value, requires_grad=False, **param.__dict__)._quantize(device)
     if kind == "Int8Params":
         settings = {key: item for key, item in param.__dict__.items() if key not in ("SCB", "CB")}
         return _to_int8(type(param)(value, requires_grad=False, **settings), value)
@@ -244,14 +252,15 @@ def _apply_liger(model: PreTrainedModel, place: Place) -> None:
     try:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingDependency(
             f"use_liger_kernel needs {error.name or 'liger_kernel'}, which is not installed; pip install liger-kernel"
         ) from error
     kind = model.config.model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise InputError(f"use_liger_kernel: Liger has no kernels for models of type {kind}; leave it out")
-    _apply_liger_kernel_to_instance(model=model)
+    with interface_of("liger_kernel"):
+        _apply_liger_kernel_to_instance(model=model)
 
 
 def _enable_checkpointing(model: Any, setup: TrainingSetup) -> None:

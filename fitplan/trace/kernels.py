@@ -88,8 +88,8 @@ def attention_backend(
 ) -> str:
     """``"cudnn"``, ``"flash"``, ``"efficient"`` or ``"math"``, as ``torch._fused_sdp_choice`` on that GPU.
 
-    Source: pytorch ``cuda/sdp_utils.cpp``, ``select_sdp_backend`` and the conditions that it asks, in its order. Tensors
-    are [batch, heads, length, width].
+    Source: pytorch ``cuda/sdp_utils.cpp``, ``select_sdp_backend`` and the conditions that it asks, in its order.
+    Tensors are [batch, heads, length, width].
     """
     half = query.dtype in (torch.float16, torch.bfloat16)
     sm80 = gpu.capability >= AMPERE

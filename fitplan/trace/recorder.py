@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fitplan.guard import Guard
 from fitplan.phase import Phase
 from fitplan.trace.accumulation import Accumulation
 from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, layer_of_path
@@ -171,11 +172,9 @@ class Recorder(TorchDispatchMode):
                 self._await_backward(output, layer)
             return output
 
-        nn.Module.__call__ = seen  # type: ignore[method-assign]
-        try:
+        with Guard() as guard:
+            guard.exchange_here(nn.Module, "__call__", seen)
             yield
-        finally:
-            nn.Module.__call__ = call  # type: ignore[method-assign]
 
     def _enter_module(self, module: nn.Module, path: str, layer: Layer | None) -> None:
         self._calls.append(path)

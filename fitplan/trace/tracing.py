@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PretrainedConfig
 
 from fitplan.audit import ParameterGroup
 from fitplan.cuda import cublas_workspace
+from fitplan.guard import Guard
 from fitplan.phase import Phase
 from fitplan.setup import Attention, Task, TrainingSetup
 from fitplan.step.architecture import task_of
@@ -35,6 +35,7 @@ from fitplan.trace.flash_attn import flash_attn_package
 from fitplan.trace.kernels import Gpu
 from fitplan.trace.liger import liger_on_meta
 from fitplan.trace.meta import meta_device
+from fitplan.trace.own_state import own_state
 from fitplan.trace.recorder import Recorder
 
 
@@ -111,15 +112,15 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
     place = Place("meta", "cuda" if gpu else "cpu")
     recorder = Recorder("meta")
     with ExitStack() as stack:
-        stack.enter_context(_fresh_process())
+        stack.enter_context(fresh_process())
         if setup.attn is Attention.FLASH_ATTENTION_2:
             stack.enter_context(flash_attn_package())
         if setup.kbit_prepare and gpu is not None:
             stack.enter_context(_emptied_cache(recorder))
-        if setup.use_liger_kernel and gpu is not None:
-            with suppress(ImportError):  # the step says what is missing
-                stack.enter_context(liger_on_meta(gpu, recorder.enter_loss))
         skeleton = build_skeleton(config, setup, place)
+        if setup.use_liger_kernel and gpu is not None:
+            with suppress(ModuleNotFoundError):  # the step says what is missing
+                stack.enter_context(liger_on_meta(gpu, recorder.enter_loss))
         stack.enter_context(recorder)
         stack.enter_context(meta_device(gpu))
         observe = _with_workspaces(recorder, gpu)
@@ -139,26 +140,37 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
 
 
 @contextmanager
-def _fresh_process() -> Iterator[None]:
-    """What earlier runs in this process left in libraries' caches is not there in a new training process."""
-    try:
-        import bitsandbytes
-        from bitsandbytes import functional
-    except ImportError:
-        pass
-    else:
-        functional.name2qmap.clear()
-        bitsandbytes.optim.GlobalOptimManager._instance = None
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()  # when cycles are found is not a property of the job
-    state = torch.get_rng_state()
-    try:
+def fresh_process() -> Iterator[None]:
+    """What this process and this thread have set, and what earlier runs left in caches, is not there in a new one."""
+    with Guard() as guard, own_state():
+        _empty_caches(guard)
+        gc.collect()
+        if gc.isenabled():
+            guard.callback(gc.enable)
+            gc.disable()  # when cycles are found is not a property of the job
         yield
-    finally:
-        torch.set_rng_state(state)
-        if enabled:
-            gc.enable()
+
+
+def _empty_caches(guard: Guard) -> None:
+    """What bitsandbytes and accelerate keep for a process.
+
+    Code tables by their name, what 8-bit optimizers are told of single parameters, and paged tensors; and the place
+    that a ``Trainer`` has found itself in, which its arguments look for anew.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+
+    guard.empty(AcceleratorState._shared_state)
+    guard.empty(PartialState._shared_state)
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        return
+    from bitsandbytes import functional
+    from bitsandbytes.optim import GlobalOptimManager
+
+    guard.empty(functional.name2qmap)
+    guard.exchange(GlobalOptimManager, "_instance", None)
+    guard.exchange(functional.GlobalPageManager, "_instance", None)
 
 
 @contextmanager
@@ -177,12 +189,10 @@ def _emptied_cache(recorder: Recorder) -> Iterator[None]:
         recorder.reserve(Allocation(0, Category.TEMPORARIES, "k-bit preparation", EMPTY_CACHE))
         return model
 
-    if "auto_clear_cache" in inspect.signature(prepare).parameters:
-        peft.prepare_model_for_kbit_training = prepare_and_say
-    try:
+    with Guard() as guard:
+        if "auto_clear_cache" in inspect.signature(prepare).parameters:
+            guard.exchange_here(peft, "prepare_model_for_kbit_training", prepare_and_say)
         yield
-    finally:
-        peft.prepare_model_for_kbit_training = prepare
 
 
 def _with_workspaces(recorder: Recorder, gpu: Gpu | None) -> Observer:

@@ -102,7 +102,11 @@ def write_weights(folder):
             continue
         kept = dtype if tensor.is_floating_point() else tensor.dtype
         size = tensor.numel() * kept.itemsize
-        header[name] = {"dtype": _NAMES[str(kept)], "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        header[name] = {
+            "dtype": _NAMES[str(kept)],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -71,9 +71,9 @@ def keep_true():
 
 
 _VIEWS = (
-    "detach alias view _unsafe_view _reshape_alias t transpose.int permute expand unsqueeze squeeze squeeze.dim "
-    "select.int slice.Tensor split.Tensor unbind.int as_strided record_stream"
-).split()
+    "detach", "alias", "view", "_unsafe_view", "_reshape_alias", "t", "transpose.int", "permute", "expand", "unsqueeze",
+    "squeeze", "squeeze.dim", "select.int", "slice.Tensor", "split.Tensor", "unbind.int", "as_strided", "record_stream",
+)  # fmt: skip
 """They allocate nothing and compute nothing; and a parameter is made from a tensor that Python has not seen yet
 (``_make_subclass`` in pytorch ``torch/csrc/autograd/python_variable.cpp``)."""
 
@@ -245,9 +245,9 @@ def _compute(op, args, kwargs, outputs):
         return True
     results = (computed,) if isinstance(computed, torch.Tensor) else computed
     for mine, true in zip(outputs, results):
-        if isinstance(mine, torch.Tensor) and isinstance(true, torch.Tensor) and mine.shape == true.shape:
-            if mine.numel():
-                here(mine).copy_(true)
+        both = isinstance(mine, torch.Tensor) and isinstance(true, torch.Tensor)
+        if both and mine.shape == true.shape and mine.numel():
+            here(mine).copy_(true)
     return True
 
 

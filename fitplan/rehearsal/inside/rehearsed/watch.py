@@ -23,6 +23,11 @@ from rehearsed import start, values
 MOST_EVENTS = 4_000_000
 LARGEST = 12
 """How many groups of allocations an account names."""
+LIBRARIES = (
+    "torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl", "deepspeed", "axolotl", "llamafactory",
+    "unsloth", "torchtune", "liger_kernel",
+)  # fmt: skip
+"""Whose versions are told."""
 TIMELINE = 600
 """Points of the timeline."""
 LINGER_SECONDS = 20
@@ -165,7 +170,11 @@ class Watch:
         for parameter in parameters:
             adapter = some_are_frozen and parameter.requires_grad
             _name(found, parameter, "adapter weights" if adapter else "base weights")
-            for holder in (getattr(parameter, "quant_state", None), getattr(parameter.__dict__.get("quant_state"), "state2", None), parameter):
+            for holder in (
+                getattr(parameter, "quant_state", None),
+                getattr(parameter.__dict__.get("quant_state"), "state2", None),
+                parameter,
+            ):
                 for value in vars(holder).values() if hasattr(holder, "__dict__") else ():
                     if value is not parameter.grad:
                         _name(found, value, "base weights")
@@ -186,14 +195,15 @@ class Watch:
             "phase": self.marks[-1][1] if self.marks else "load",
             "step": self.done() + 1,
             "where": _where(
-                {"filename": f.filename, "line": f.lineno, "name": f.name}
-                for f in reversed(traceback.extract_stack())
+                {"filename": f.filename, "line": f.lineno, "name": f.name} for f in reversed(traceback.extract_stack())
             ),
         }
         try:
             self.out_of_memory["held"] = self.account()["peak"]["categories"]
         except Exception as error:
-            self.out_of_memory["held"] = {"not told apart (%s)" % type(error).__name__: int(stats.get("allocated_bytes.all.current", 0))}
+            self.out_of_memory["held"] = {
+                "not told apart (%s)" % type(error).__name__: int(stats.get("allocated_bytes.all.current", 0))
+            }
 
     # --- the account --------------------------------------------------------------------------------------------------
 
@@ -341,9 +351,7 @@ class History:
         starts = [self.births_before(mark) for mark in self.moments]
         return {
             "points": [(piece[0][0], max(p[1] for p in piece), max(p[2] for p in piece)) for piece in pieces],
-            "phases": [
-                (place, mark[1], mark[2] + 1) for place, mark in zip(starts, self.moments)
-            ],
+            "phases": [(place, mark[1], mark[2] + 1) for place, mark in zip(starts, self.moments)],
         }
 
     def births_before(self, mark):
@@ -415,9 +423,7 @@ def most_of_device(device):
 
 def versions():
     """Of the libraries that ran."""
-    names = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl", "deepspeed", "axolotl", "llamafactory",
-             "unsloth", "torchtune", "liger_kernel")  # fmt: skip
-    loaded = ((name, sys.modules[name]) for name in names if name in sys.modules)
+    loaded = ((name, sys.modules[name]) for name in LIBRARIES if name in sys.modules)
     return {name: str(getattr(module, "__version__", "")) for name, module in loaded}
 
 
