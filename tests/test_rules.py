@@ -46,7 +46,8 @@ def _attention(heads: int, key_heads: int, width: int, dtype: torch.dtype, **kwa
     ("capability", "dtype", "width", "kernel"),
     [
         ((8, 0), torch.bfloat16, 64, "aten._scaled_dot_product_flash_attention"),
-        ((9, 0), torch.float16, 128, "aten._scaled_dot_product_flash_attention"),
+        ((8, 9), torch.float16, 128, "aten._scaled_dot_product_flash_attention"),
+        ((9, 0), torch.float16, 128, "aten._scaled_dot_product_cudnn_attention"),
         ((8, 0), torch.float32, 64, "aten._scaled_dot_product_efficient_attention"),
         ((8, 0), torch.bfloat16, 512, "aten._scaled_dot_product_efficient_attention"),
         ((7, 5), torch.float16, 64, "aten._scaled_dot_product_efficient_attention"),

@@ -166,8 +166,9 @@ def _see(op, args, kwargs, outputs):
     wanted = [t for t in outputs if isinstance(t, torch.Tensor) and type(t) in _PLAIN and t.is_cuda]
     ints = [t for t in wanted if t.dtype in _INTEGERS]
     floats = [t for t in wanted if t.dtype not in _INTEGERS]
-    if ints or any(t.nbytes <= MOST_FLOAT_BYTES for t in floats):
-        if all(_is_known(t) for t in inputs) and _compute(op, args, kwargs, outputs):
+    small = all(t.nbytes <= MOST_BYTES for t in ints) and all(t.nbytes <= MOST_FLOAT_BYTES for t in floats)
+    if ints or small:
+        if small and op not in _LEAVES and all(_is_known(t) for t in inputs) and _compute(op, args, kwargs, outputs):
             for tensor in wanted:
                 _mark(tensor, True)
             return
@@ -323,11 +324,10 @@ def _repeat_interleave(op, args, kwargs):
     if not repeats.is_cuda or not _is_known(repeats):
         return NotImplemented
     found = torch.repeat_interleave(here(repeats))
-    with _answer(len(found)):
-        output = op(*args, **kwargs)
-    if output.shape == found.shape and output.numel():
+    output = torch.empty(found.shape, dtype=repeats.dtype, device=repeats.device)
+    if output.numel():
         here(output).copy_(found)
-        _mark(output, True)
+    _mark(output, True)
     return output
 
 
