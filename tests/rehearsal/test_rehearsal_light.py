@@ -69,7 +69,8 @@ def test_as_many_gpus_as_the_command_names(command: tuple[str, ...], count: int)
 
 
 @pytest.mark.parametrize(
-    "asked", [{"command": ()}, {"command": ("x",), "steps": -1}, {"command": ("x",), "count": 0}, {"command": ("x",), "timeout": 0}]
+    "asked",
+    [{"command": ()}, *({"command": ("x",), **one} for one in ({"steps": -1}, {"count": 0}, {"timeout": 0}))],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(asked: dict) -> None:
     with pytest.raises(InputError):

@@ -5,7 +5,6 @@ import pytest
 from fitplan.devices.context import context_on
 from fitplan.devices.device import find_device
 from fitplan.trace.kernels import Gpu, attention_backend, cudnn_backward_scratch, flash_backward_scratch
-
 from tests.rehearsal.conftest import Ask
 
 GIB = 2**30
