@@ -227,14 +227,14 @@ def test_the_bars_are_as_long_as_what_they_tell() -> None:
 
 def test_what_lies_beside_the_allocated_memory_is_told(dossier: Dossier) -> None:
     first, *others = dossier.check.plans
-    memory = replace(first.memory, cached_bytes=3 * 2**30, unsplit_bytes=2**30, paged_bytes=5 * 2**30)
+    memory = replace(first.memory, cached_bytes=3 * 2**30, unsplit_bytes=2**30)
     beside = replace(dossier, check=replace(dossier.check, plans=(replace(first, memory=memory), *others)))
     drawn = pictures(beside)
     told = Page(page(beside, drawn))
-    for name in ("allocator cache", "paged states", "CUDA context"):
+    for name in ("allocator cache", "CUDA context"):
         assert name in texts(drawn["totals"])
         assert name in told.text
-    assert {4 * 2**30, 5 * 2**30, memory.bytes, memory.context.bytes} <= {size for size, _ in told.sizes}
+    assert {4 * 2**30, memory.bytes, memory.context.bytes} <= {size for size, _ in told.sizes}
 
 
 def test_several_timelines_are_drawn_over_each_other() -> None:

@@ -45,8 +45,8 @@ VERDICT_STYLES = {
     Fit.TIGHT: ("tight", "bold yellow"),
     Fit.DOES_NOT_FIT: ("does not fit", "bold red"),
 }
-_MARKS = "█▓▒░▞▚▖▘▤▥▪"
-LIKE = dict(zip(f"{_MARKS}·│±", (*"#@%:/\\<>=+o", ".", "|", "+-"), strict=True))
+_MARKS = "█▓▒░▞▚▖▘▤▪"
+LIKE = dict(zip(f"{_MARKS}·│±", (*"#@%:/\\<>=+", ".", "|", "+-"), strict=True))
 """What stands for a mark where the output cannot show it."""
 BAR_WIDTH = 50
 LOUD_SHARE = 0.5
@@ -158,15 +158,13 @@ def describe_recipe(setup: TrainingSetup) -> str:
 
 BESIDE_NAMES = {
     "kept": "allocator cache",
-    "paged": "paged states",
     "context": "CUDA context",
 }
 
 
 def beside(memory: DeviceMemory) -> dict[str, int]:
     """What the device holds beside the breakdown of what is allocated, by the keys of :data:`BESIDE_NAMES`."""
-    kept = memory.unsplit_bytes + memory.cached_bytes
-    return {"kept": kept, "paged": memory.paged_bytes, "context": memory.context.bytes}
+    return {"kept": memory.unsplit_bytes + memory.cached_bytes, "context": memory.context.bytes}
 
 
 def _bar(plan: Plan, gpu: Device | None) -> Text:
