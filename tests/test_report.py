@@ -28,6 +28,7 @@ from fitplan.report.html import headline, page, pictures
 from fitplan.report.pictures import DARK, LIGHT, fit_map_svg, timelines_svg
 from fitplan.report.terminal import CATEGORY_NAMES
 from fitplan.units import gib
+from fitplan.validation import records
 from fitplan.validation.records import write_record
 from fitplan.verdict import Fit, device_memory
 
@@ -37,6 +38,13 @@ JOB: dict[str, Any] = {"seq_len": 512, "batch_size": 2}
 def gathered(method: str | None = None, gpu: str | None = "4090", **settings: Any) -> Dossier:
     device = find_device(gpu) if gpu else None
     return gather("llama-3.2-1b", device, method, JOB | settings, lambda _: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_shipped_runs() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "shipped_records", lambda model: Path("none"))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
     if plan.setup.method is Method.QLORA:
         parts.append(Padding(audit(plan.parameters), (0, 0, 0, 2)))
     if plan.evidence is not None:
-        parts.append(Padding(_evidence(plan.evidence), (0, 0, 0, 2)))
+        parts.append(Padding(_evidence(plan.evidence, plan.setup), (0, 0, 0, 2)))
     if plan.fix is not None:
         steps = "; ".join(step for step, _ in told_steps(plan.fix))
         needs = gib(plan.fix.verdict.memory.bytes)
@@ -85,10 +85,13 @@ def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
     return Group(*parts)
 
 
-def _evidence(record: Record) -> Text:
-    """What a run of much the same job measured, against what was predicted for it."""
+def _evidence(record: Record, asked: TrainingSetup) -> Text:
+    """What a run of much the same job measured, against what was predicted for it, and what it did otherwise."""
     peak, setup = record.peak, record.setup
-    job = f"{setup['batch_size']} x {setup['seq_len']} tokens on {record.device}, {record.date}"
+    others = record.others(asked).items()
+    told = ", ".join(f"{name} {ran}" for name, (ran, _) in others if name not in ("batch_size", "seq_len"))
+    job = f"{setup['batch_size']} x {setup['seq_len']} tokens{' with ' if told else ''}{told}"
+    job += f" on {record.device}, {record.date}"
     return Text(
         f"measured: {gib(peak.measured)} {peak.title} for {job}; "
         f"predicted then: {gib(peak.predicted)} ({peak.error:+.2f} %)"
