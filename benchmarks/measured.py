@@ -160,11 +160,14 @@ def _misses(found: list[Job]) -> str:
 
 
 def _limits() -> str:
-    rows: list[tuple[str, ...]] = [("job", "what grows", "predicted", "measured")]
-    for one in json.loads((MEASURED / "limits.json").read_text()):
-        rows.append((name_of({"model": {"name": one["model"]}, "setup": one["setup"]}), one["axis"],
-                     str(one["predicted"]), str(one["measured"])))  # fmt: skip
-    return _table(rows, 2)
+    head = ("job", "what grows", "predicted", "measured")
+    found = json.loads((MEASURED / "limits.json").read_text())
+    rows = [(_limit_name(one), one["axis"], str(one["predicted"]), str(one["measured"])) for one in found]
+    return _table([head, *rows], 2)
+
+
+def _limit_name(document: dict[str, Any]) -> str:
+    return name_of({**document, "model": {"name": document["model"]}})
 
 
 def section() -> str:

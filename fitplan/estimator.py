@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 TRACE = "trace"
 
+T5_BUCKETS = 32
+"""Relative positions that are told apart where the config does not say (transformers ``configuration_t5.py``)."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -254,7 +257,7 @@ def survey_of(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, i
         numbers=Numbers(
             model.loss_pieces if setup.use_liger_kernel else 0,
             model.text.get("vocab_size") or 0,
-            model.text.get("relative_attention_num_buckets") or 0,
+            model.text.get("relative_attention_num_buckets") or T5_BUCKETS,
         ),
     )
 

@@ -100,7 +100,7 @@ def test_parts_of_an_answer_are_documents_too() -> None:
 
 
 def test_a_map_looks_over_lengths_that_have_no_formula() -> None:
-    """Of Mistral 7B v0.1, whose window is 4096, one row of 4096 is in no piece; what fits with more tokens fits then."""
+    """Of Mistral 7B v0.1, whose window is 4096, one row of 4096 is in no piece; what fits with more tokens fits."""
     found = fitplan.fit_map("mistral-7b-v0.1", vram="58GiB", method="full")
     (longest, rows) = found.longest_seq[1], found.largest_batch
     assert 4160 <= longest < 8192

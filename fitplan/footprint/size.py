@@ -64,7 +64,6 @@ LENGTHS = {
         for sorted_one, things in (("n", "tokens"), ("q", "pairs of positions"))
         for sign, what in (
             (sorted_one, things),
-            (f"{sorted_one}1", "one"),
             (f"{sorted_one}10", f"tenths of the {things}"),
             (f"{sorted_one}d", f"distinct {things} at most"),
             (f"{sorted_one}p", f"parts that {things} are summed in"),
@@ -91,7 +90,6 @@ def _sorted(name: str, count: int, rows: int) -> dict[str, int]:
     distinct = min(count, rows)
     return {
         name: count,
-        f"{name}1": min(count, 1),
         f"{name}10": -(-count // EMBEDDING_PART),
         f"{name}d": distinct,
         f"{name}p": count // EMBEDDING_PART + distinct,

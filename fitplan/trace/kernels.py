@@ -232,12 +232,12 @@ def embedding_backward_scratch(
     """What the gradient of an embedding of ``rows`` rows takes to sum over ``count`` sorted indices.
 
     Source: pytorch ``aten/src/ATen/native/cuda/EmbeddingBackwardKernel.cu``. Equal indices are a segment, summed in
-    float32 in parts of ten. How many there are is not waited for: there is room for the most there can be.
+    float32 in parts of ten. How many there are is not waited for: there is room for the most there can be. Two numbers
+    of 8 bytes are left out: of one size whatever the shape, they would hide which of two embeddings they belong to.
     """
     segments = min(count, rows)
     parts = count // EMBEDDING_PART + segments
-    one = min(count, 1)
-    starts = [indices.new_empty((size,)) for size in (count, one, segments, segments, one, parts)]
+    starts = [indices.new_empty((size,)) for size in (count, segments, segments, parts)]
     return [*starts, gradient.new_empty((parts, gradient.shape[-1]), dtype=torch.float32)]
 
 
