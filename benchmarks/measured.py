@@ -151,12 +151,16 @@ def _errors(found: list[Job], *, again: bool) -> str:
 def _misses(found: list[Job]) -> str:
     rows: list[tuple[str, ...]] = [("job", "GPU", "requested, %", "reserved, %", "requested again, %", "again, %")]
     for job in found:
-        if all(abs(job.error(quantity)) <= shown for quantity, shown in SHOWN.items()):
+        if not _is_off(job, again=False) and not (job.again and _is_off(job, again=True)):
             continue
         before = [f"{job.error(quantity):+.3f}" for quantity in SHOWN]
         after = [f"{job.error(quantity, again=True):+.3f}" if job.again else "" for quantity in SHOWN]
         rows.append((job.name, job.gpu, *before, *after))
     return _table(rows, 2)
+
+
+def _is_off(job: Job, *, again: bool) -> bool:
+    return any(abs(job.error(quantity, again=again)) > shown for quantity, shown in SHOWN.items())
 
 
 def _limits() -> str:
