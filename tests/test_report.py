@@ -289,7 +289,8 @@ def test_the_nearest_run_on_record_is_the_evidence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    write_record(recorded(batch_size=8, seq_len=2048), label="far")
+    write_record(recorded(batch_size=8, seq_len=2048, lora_r=8), label="far")
+    write_record(recorded(batch_size=2, lora_r=8, optim="adafactor"), label="of another optimizer")
     write_record(recorded(batch_size=1, lora_r=8), label="near")
     out = tmp_path / "report.html"
     job = ["llama-3.2-1b", "--seq-len", "512", "--batch-size", "2", "--gpu", "4090"]
