@@ -292,18 +292,14 @@ class Advisor:
         return None
 
     def _leanest(self) -> TrainingSetup:
-        """The setup with every lever pulled as far as it is known: if that does not fit, nothing between does.
-
-        What changes most goes first: a kernel may be known for the method that is come to, and not for the asked one.
-        """
+        """The setup with every lever pulled as far as it is known: if that does not fit, nothing between does."""
         setup = self._asked
         while (further := self._leaner(setup)) is not None:
             setup = further
         return setup
 
     def _leaner(self, setup: TrainingSetup) -> TrainingSetup | None:
-        steps = reversed([changed for _, changed in self._steps(setup)])
-        return next((changed for changed in steps if self._evaluate(changed) is not None), None)
+        return next((changed for _, changed in self._steps(setup) if self._evaluate(changed) is not None), None)
 
     def best_settings(self) -> Proposal | None:
         """The method that changes most of the model, with what it takes to fit, then the largest batch."""

@@ -10,7 +10,7 @@ from fitplan.errors import MissingDependency, ModelNotSupported
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint, Piece, piece_at_point
 from fitplan.footprint.overhead import replayed
 from fitplan.footprint.recipe import shape_of
-from fitplan.footprint.size import NoFormula, Shape
+from fitplan.footprint.size import NoFormula, Numbers, Shape
 from fitplan.footprint.store import StoredFootprint, find_cached, find_shipped, keep, why_not_shipped
 from fitplan.memory import MemoryEstimate, estimate_trace
 from fitplan.models.resolve import ModelConfig
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from fitplan.trace.tracing import TracedRun
 
 TRACE = "trace"
+
+T5_BUCKETS = 32
+"""Relative positions that are told apart where the config does not say (transformers ``configuration_t5.py``)."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,11 @@ def survey_of(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, i
         with_rank=setup.lora_r is not None,
         positions=model.positions or LONGEST,
         turning_points=model.windows,
-        loss_pieces=model.loss_pieces if setup.use_liger_kernel else 0,
+        numbers=Numbers(
+            model.loss_pieces if setup.use_liger_kernel else 0,
+            model.text.get("vocab_size") or 0,
+            model.text.get("relative_attention_num_buckets") or T5_BUCKETS,
+        ),
     )
 
 

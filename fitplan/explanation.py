@@ -129,7 +129,7 @@ def explain_peak(
     piece = stored.piece(shape)
     assert piece is not None, "the shape lies in no region"
     summit = piece.summit(shape, capability)
-    values = lengths_of(shape, capability, piece.loss_pieces)
+    values = lengths_of(shape, capability, piece.numbers)
     terms = _terms(piece, summit, shape, values)
     used = {name for term in terms for name in term.lengths}
     peak = piece.estimate(shape, capability).peak_allocated_bytes

@@ -13,7 +13,7 @@ from fitplan.estimator import surveyed
 from fitplan.footprint.derive import NotAlike
 from fitplan.footprint.document import footprint_from_dict, footprint_to_dict
 from fitplan.footprint.footprint import Footprint, Piece, piece_at_point
-from fitplan.footprint.size import NoFormula, Shape, Size, lengths_of, size_through
+from fitplan.footprint.size import NoFormula, Numbers, Shape, Size, lengths_of, size_through
 from fitplan.footprint.store import find_shipped
 from fitplan.memory import MemoryEstimate, estimate_trace
 from fitplan.models.catalog import catalog
@@ -184,7 +184,7 @@ def test_a_point_holds_for_its_shape_only() -> None:
 
 
 def _through(*points: tuple[Shape, int]) -> Size:
-    return size_through([(lengths_of(shape, A100), size) for shape, size in points])
+    return size_through([(lengths_of(shape, A100, Numbers(vocabulary=1000)), size) for shape, size in points])
 
 
 SMALL, LARGE = Shape(2, 5, 2, 2), Shape(499, 1048, 521, 3)
@@ -201,13 +201,14 @@ SMALL, LARGE = Shape(2, 5, 2, 2), Shape(499, 1048, 521, 3)
         ("b", "s+1"),
         ("b", "s64"),
         ("r",),
-        ("n10",),
+        ("nd",),
+        ("np",),
         ("g",),
     ],
 )
 def test_a_formula_is_found_through_two_sizes(lengths: tuple[str, ...]) -> None:
     size = Size(12_288, lengths)
-    found = _through(*((shape, size.at(lengths_of(shape, A100))) for shape in (SMALL, LARGE)))
+    found = _through(*((shape, size.at(lengths_of(shape, A100, Numbers(vocabulary=1000)))) for shape in (SMALL, LARGE)))
     assert found == size
     assert Size.parse(str(found)) == found
 
@@ -220,13 +221,15 @@ def test_what_is_no_product_has_no_formula() -> None:
 
 
 def test_lengths() -> None:
-    values = lengths_of(Shape(3, 1030, 7, 4), H100)
+    values = lengths_of(Shape(3, 1030, 7, 4), H100, Numbers(vocabulary=1000, buckets=32))
     assert values == {
         "b": 3, "s": 1030, "r": 7, "g": 4, "s-1": 1029, "s+1": 1031, "s8": 1032, "s16": 1040, "s32": 1056, "s64": 1088,
-        "s128": 1152, "n": 3090, "n10": 309, "q": 1030**2, "q10": 106_090, "k": 0, "w": 2**25,
+        "s128": 1152, "n": 3090, "n10": 309, "nd": 1000, "np": 1309, "k": 0, "w": 2**25,
+        "q": 1030**2, "q10": 106_090, "qd": 32, "qp": 106_122,
     }  # fmt: skip
-    assert lengths_of(Shape(3, 1024), A100)["n"] == 0
-    assert lengths_of(Shape(3, 1025), A100)["n"] == 3075
+    for shape, expected in ((Shape(3, 1024), [0] * 4), (Shape(3, 1025), [3075, 308, 3075, 3382])):
+        values = lengths_of(shape, A100, Numbers(vocabulary=4000))
+        assert [values[name] for name in ("n", "n10", "nd", "np")] == expected
 
 
 def test_other_operators_are_no_formula() -> None:

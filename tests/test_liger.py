@@ -11,7 +11,7 @@ import fitplan
 from fitplan.errors import InputError, MissingDependency
 from fitplan.estimator import shaped, surveyed
 from fitplan.footprint.recipe import shape_of
-from fitplan.footprint.size import Shape, Size, lengths_of, loss_piece, size_through
+from fitplan.footprint.size import Numbers, Shape, Size, lengths_of, loss_piece, size_through
 from fitplan.memory import estimate_trace
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
@@ -104,7 +104,9 @@ def test_pieces_of_the_loss() -> None:
 def test_a_piece_of_the_loss_is_simpler_than_a_rounded_length() -> None:
     """Of Phi-3, whose vocabulary is 10.4 times its width, both give the sizes at the corners of a region."""
     shapes = Shape(1, 5), Shape(1, 2044)
-    points = [(lengths_of(shape, (8, 0), 11), 64_128 * loss_piece(shape.tokens, 11)) for shape in shapes]
+    points = [
+        (lengths_of(shape, (8, 0), Numbers(loss_pieces=11)), 64_128 * loss_piece(shape.tokens, 11)) for shape in shapes
+    ]
     assert [size // 8016 for _, size in points] == [8, 2048]
     assert size_through(points) == Size(64_128, ("k",))
 

@@ -10,7 +10,7 @@ from fitplan.cuda import LARGE_BLOCK, rounded
 from fitplan.footprint.envelope import Counts, Envelope
 from fitplan.footprint.footprint import CATEGORIES, Block, Live, OptimizerFootprint, Piece, Region, Summit
 from fitplan.footprint.overhead import OverheadSample, replayed
-from fitplan.footprint.size import Lengths, NoFormula, Shape, Size, lengths_of, size_through
+from fitplan.footprint.size import NO_NUMBERS, Lengths, NoFormula, Numbers, Shape, Size, lengths_of, size_through
 from fitplan.memory import estimate_trace, moment_title
 from fitplan.phase import Phase
 from fitplan.trace.events import CUBLAS_CREATE, EMPTY_CACHE, Allocation, Category, Moment, Trace
@@ -35,9 +35,9 @@ class Corner:
     The micro-batches that are neither first nor last are left out: they are like the last.
     """
 
-    def __init__(self, trace: Trace, shape: Shape, capability: tuple[int, int], loss_pieces: int = 0) -> None:
-        self.trace, self.shape, self.capability, self.loss_pieces = trace, shape, capability, loss_pieces
-        self.values = lengths_of(shape, capability, loss_pieces)
+    def __init__(self, trace: Trace, shape: Shape, capability: tuple[int, int], numbers: Numbers = NO_NUMBERS) -> None:
+        self.trace, self.shape, self.capability, self.numbers = trace, shape, capability, numbers
+        self.values = lengths_of(shape, capability, numbers)
         last = shape.gradient_accumulation_steps - 1
         middle = {f"{what} {number}" for number in range(1, last) for what in ("batch", "labels of batch")}
         self.births: list[_Birth] = []
@@ -212,7 +212,7 @@ class _Derivation:
             tuple(summit for _, summit in sorted(summits, key=lambda pair: pair[0])),
             tuple(kinds),
             self._live(entry),
-            loss_pieces=self._low.loss_pieces,
+            numbers=self._low.numbers,
         )
         return self._without_unused(piece), self._optimizer(step_rows, entry, states, states_large)
 
@@ -232,7 +232,7 @@ class _Derivation:
 
     def _sizes(self, shape: Shape) -> list[int]:
         """The size of every allocation at a shape."""
-        values = lengths_of(shape, self._low.capability, self._low.loss_pieces)
+        values = lengths_of(shape, self._low.capability, self._low.numbers)
         sizes = [block.size.at(values) for block in self._blocks]
         return [
             birth.allocation.size if block is None else sizes[block]
@@ -356,7 +356,7 @@ class _Derivation:
         least = dict.fromkeys(("n", "n10", "q", "q10", "g-1"), 0)
         region = self._region
         smallest = Shape(region.batch_size[0], region.seq_len[0], region.lora_r[0], 1)
-        floor = lengths_of(smallest, (8, 0), self._low.loss_pieces) | least
+        floor = lengths_of(smallest, (8, 0), self._low.numbers) | least
         products: dict[Lengths, int] = {(): 0}
         terms: list[list[tuple[int, int]]] = []
         for block in self._blocks:

@@ -14,7 +14,7 @@ from fitplan.footprint.footprint import (
     Summit,
 )
 from fitplan.footprint.overhead import OverheadSample
-from fitplan.footprint.size import Size
+from fitplan.footprint.size import Numbers, Size
 from fitplan.memory import AllocatorOverhead
 from fitplan.phase import Phase
 from fitplan.trace.events import Category
@@ -88,7 +88,7 @@ def _piece(piece: Piece) -> dict[str, Any]:
             [o.batch_size, o.seq_len, *(n for a in (o.plain, o.expandable) for n in (a.unsplit_bytes, a.cached_bytes))]
             for o in piece.overheads
         ],
-        **({"loss_pieces": piece.loss_pieces} if piece.loss_pieces else {}),
+        **{name: number for name, number in vars(piece.numbers).items() if number},
     }
 
 
@@ -108,7 +108,7 @@ def _piece_from(document: dict[str, Any]) -> Piece:
             OverheadSample(rows, length, AllocatorOverhead(*added[:2]), AllocatorOverhead(*added[2:]))
             for rows, length, *added in document.get("overheads", ())
         ),
-        document.get("loss_pieces", 0),
+        Numbers(**{name: document.get(name, 0) for name in Numbers.__dataclass_fields__}),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fitplan.audit import ParameterGroup
 from fitplan.cuda import LARGE_BLOCK, rounded
 from fitplan.footprint.overhead import OverheadSample, overhead_at
-from fitplan.footprint.size import Shape, Size, lengths_of
+from fitplan.footprint.size import NO_NUMBERS, Numbers, Shape, Size, lengths_of
 from fitplan.memory import AllocatorOverhead, MemoryEstimate, MemoryMoment
 from fitplan.phase import Phase
 from fitplan.trace.events import Category
@@ -191,7 +191,7 @@ class Piece:
         entry: what is live when ``optimizer.step()`` begins, without its states.
         parameters: how the model's parameters are stored.
         overheads: what the caching allocator adds, in order of tokens; with the recipe's own optimizer.
-        loss_pieces: into how many pieces Liger cuts the loss (:func:`fitplan.footprint.size.loss_piece`); 0 without it.
+        numbers: those of the model that lengths depend on.
 
     """
 
@@ -202,7 +202,7 @@ class Piece:
     entry: Live
     parameters: tuple[GroupFormula, ...] = ()
     overheads: tuple[OverheadSample, ...] = ()
-    loss_pieces: int = 0
+    numbers: Numbers = NO_NUMBERS
 
     def with_optimizer(self, optimizer: OptimizerFootprint) -> "Piece":
         """The whole step."""
@@ -259,7 +259,7 @@ class Piece:
 
     def peaks(self, batch_sizes: Iterable[int], shape: Shape, capability: tuple[int, int]) -> list[int]:
         """``peak_allocated_bytes`` for many batch sizes of the region, the rest as in ``shape``."""
-        values = lengths_of(replace(shape, batch_size=1), capability, self.loss_pieces)
+        values = lengths_of(replace(shape, batch_size=1), capability, self.numbers)
         starts, slopes = [], []
         loose: list[tuple[int, Callable[[int], int]]] = []
         for number, block in enumerate(self.blocks):
@@ -286,7 +286,7 @@ class Piece:
 
     def _size_by_rows(self, size: Size, times: int, shape: Shape, capability: tuple[int, int]) -> Callable[[int], int]:
         def at(rows: int) -> int:
-            values = lengths_of(replace(shape, batch_size=rows), capability, self.loss_pieces)
+            values = lengths_of(replace(shape, batch_size=rows), capability, self.numbers)
             return times * rounded(size.at(values))
 
         return at
@@ -298,7 +298,7 @@ class Piece:
 
     def _evaluated(self, shape: Shape, capability: tuple[int, int]) -> tuple[list[int], list[int]]:
         """For each block: bytes of those that come together, and how many of them are large."""
-        values = lengths_of(shape, capability, self.loss_pieces)
+        values = lengths_of(shape, capability, self.numbers)
         extra = shape.gradient_accumulation_steps - 1
         sizes = [rounded(block.size.at(values)) for block in self.blocks]
         times = [extra if block.per_extra_batch else 1 for block in self.blocks]

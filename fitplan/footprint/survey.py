@@ -14,7 +14,7 @@ from fitplan.errors import InputError
 from fitplan.footprint.derive import Corner, derive
 from fitplan.footprint.footprint import Footprint, GroupFormula, OptimizerFootprint, Piece, Region
 from fitplan.footprint.overhead import OverheadSample
-from fitplan.footprint.size import NoFormula, Shape, size_through
+from fitplan.footprint.size import NO_NUMBERS, NoFormula, Numbers, Shape, size_through
 from fitplan.memory import estimate_trace
 from fitplan.setup import Attention
 
@@ -86,7 +86,7 @@ class Survey:
         with_rank: whether there are adapters.
         positions: tokens that the model knows positions for, where it raises ``InputError`` beyond them.
         turning_points: lengths after which the operators may change; they are tried before searching.
-        loss_pieces: into how many pieces Liger cuts the loss; 0 without it.
+        numbers: those of the model that lengths depend on.
 
     """
 
@@ -98,14 +98,14 @@ class Survey:
         with_rank: bool,
         positions: int = LONGEST,
         turning_points: tuple[int, ...] = (),
-        loss_pieces: int = 0,
+        numbers: Numbers = NO_NUMBERS,
     ) -> None:
         self._trace_at = trace_at
         self._capability = capability
         self._ranks = RANKS if with_rank else (0, 0)
         self._positions = positions
         self._turning_points = turning_points
-        self._loss_pieces = loss_pieces
+        self._numbers = numbers
         self._corners: dict[Shape, tuple[Corner, TracedRun]] = {}
 
     def footprint(self, versions: dict[str, str]) -> tuple[Footprint, OptimizerFootprint]:
@@ -222,7 +222,7 @@ class Survey:
     def _traced(self, shape: Shape) -> Corner:
         if shape not in self._corners:
             run = self._trace_at(shape)
-            self._corners[shape] = Corner(run.trace, shape, self._capability, self._loss_pieces), run
+            self._corners[shape] = Corner(run.trace, shape, self._capability, self._numbers), run
         return self._corners[shape][0]
 
     def _parameters(self, stretch: _Stretch) -> tuple[GroupFormula, ...]:

@@ -45,8 +45,8 @@ VERDICT_STYLES = {
     Fit.TIGHT: ("tight", "bold yellow"),
     Fit.DOES_NOT_FIT: ("does not fit", "bold red"),
 }
-_MARKS = "█▓▒░▞▚▖▘▤▥▪"
-LIKE = dict(zip(f"{_MARKS}·│±", (*"#@%:/\\<>=+o", ".", "|", "+-"), strict=True))
+_MARKS = "█▓▒░▞▚▖▘▤▪"
+LIKE = dict(zip(f"{_MARKS}·│±", (*"#@%:/\\<>=+", ".", "|", "+-"), strict=True))
 """What stands for a mark where the output cannot show it."""
 BAR_WIDTH = 50
 LOUD_SHARE = 0.5
@@ -77,7 +77,7 @@ def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
     if plan.setup.method is Method.QLORA:
         parts.append(Padding(audit(plan.parameters), (0, 0, 0, 2)))
     if plan.evidence is not None:
-        parts.append(Padding(_evidence(plan.evidence), (0, 0, 0, 2)))
+        parts.append(Padding(_evidence(plan.evidence, plan.setup), (0, 0, 0, 2)))
     if plan.fix is not None:
         steps = "; ".join(step for step, _ in told_steps(plan.fix))
         needs = gib(plan.fix.verdict.memory.bytes)
@@ -85,10 +85,13 @@ def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
     return Group(*parts)
 
 
-def _evidence(record: Record) -> Text:
-    """What a run of much the same job measured, against what was predicted for it."""
+def _evidence(record: Record, asked: TrainingSetup) -> Text:
+    """What a run of much the same job measured, against what was predicted for it, and what it did otherwise."""
     peak, setup = record.peak, record.setup
-    job = f"{setup['batch_size']} x {setup['seq_len']} tokens on {record.device}, {record.date}"
+    others = record.others(asked).items()
+    told = ", ".join(f"{name} {ran}" for name, (ran, _) in others if name not in ("batch_size", "seq_len"))
+    job = f"{setup['batch_size']} x {setup['seq_len']} tokens{' with ' if told else ''}{told}"
+    job += f" on {record.device}, {record.date}"
     return Text(
         f"measured: {gib(peak.measured)} {peak.title} for {job}; "
         f"predicted then: {gib(peak.predicted)} ({peak.error:+.2f} %)"
@@ -158,15 +161,13 @@ def describe_recipe(setup: TrainingSetup) -> str:
 
 BESIDE_NAMES = {
     "kept": "allocator cache",
-    "paged": "paged states",
     "context": "CUDA context",
 }
 
 
 def beside(memory: DeviceMemory) -> dict[str, int]:
     """What the device holds beside the breakdown of what is allocated, by the keys of :data:`BESIDE_NAMES`."""
-    kept = memory.unsplit_bytes + memory.cached_bytes
-    return {"kept": kept, "paged": memory.paged_bytes, "context": memory.context.bytes}
+    return {"kept": memory.unsplit_bytes + memory.cached_bytes, "context": memory.context.bytes}
 
 
 def _bar(plan: Plan, gpu: Device | None) -> Text:

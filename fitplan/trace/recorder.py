@@ -18,6 +18,11 @@ from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, lay
 
 _PEFT_PREFIX = "base_model.model."
 
+_PRODUCTS = {
+    getattr(torch.ops.aten, name).default for name in ("mm", "bmm", "addmm", "baddbmm", "linear", "mv", "addmv", "dot")
+}
+"""What PyTorch leaves to cuBLAS (``aten/src/ATen/native/cuda/Blas.cpp``)."""
+
 
 class Recorder(TorchDispatchMode):
     """Writes a :class:`Trace` of what the operators allocate on ``device`` while it is active.
@@ -45,6 +50,7 @@ class Recorder(TorchDispatchMode):
         self._span_owners: list[str] = []
         self._phase_births: list[int] = []
         self._recomputed: list[int] = []
+        self._awaiting_product: Allocation | None = None
         self._recording = True
         self._accumulation = Accumulation()
 
@@ -100,6 +106,10 @@ class Recorder(TorchDispatchMode):
     def reserve(self, allocation: Allocation) -> None:
         """Memory that no operator returns and that is never given back, such as a workspace."""
         self.trace.born(allocation, self._moment)
+
+    def reserve_with_product(self, allocation: Allocation) -> None:
+        """The same, right after the result of the next matrix product."""
+        self._awaiting_product = allocation
 
     def pass_by(self, parts: dict[str, int], op: str) -> None:
         """Memory that no operator returns, made of parts by parameter, and given back at once."""
@@ -250,6 +260,9 @@ class Recorder(TorchDispatchMode):
         self._phase_births.append(number)
         if self._moment.part == "recompute":
             self._recomputed.append(number)
+        if self._awaiting_product is not None and func in _PRODUCTS:
+            self.reserve(self._awaiting_product)
+            self._awaiting_product = None
 
     def _describe(self, size: int, func: Any, args: Any) -> Allocation:
         owner, layer = self._current_owner(), self._moment.layer

@@ -123,7 +123,7 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
                 stack.enter_context(liger_on_meta(gpu, recorder.enter_loss))
         stack.enter_context(recorder)
         stack.enter_context(meta_device(gpu))
-        observe = _with_workspaces(recorder, gpu)
+        observe = _with_workspaces(recorder, gpu, recorder.reserve if only_optimizer else recorder.reserve_with_product)
         if gpu is not None and (parts := warmed_up(skeleton, setup)):
             recorder.pass_by(parts, "caching_allocator_warmup")
         model = load_model(skeleton, config, setup, place, observe)
@@ -195,11 +195,12 @@ def _emptied_cache(recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def _with_workspaces(recorder: Recorder, gpu: Gpu | None) -> Observer:
-    """The recorder as observer; the first forward and the first backward each open a cuBLAS handle.
+def _with_workspaces(recorder: Recorder, gpu: Gpu | None, reserve: Callable[[Allocation], None]) -> Observer:
+    """The recorder as observer; the first product of forward and that of backward each open a cuBLAS handle.
 
     Handles belong to a thread, and CUDA's backward runs in a thread of its own (pytorch
-    ``aten/src/ATen/cuda/CublasHandlePool.cpp``, ``torch/csrc/autograd/engine.cpp``).
+    ``aten/src/ATen/cuda/CublasHandlePool.cpp``, ``torch/csrc/autograd/engine.cpp``). The workspace is taken when the
+    result is there already, and may lie in a block that something larger left: where, decides what is reserved later.
     """
     waiting = {Phase.FORWARD, Phase.BACKWARD} if gpu else set()
 
@@ -208,7 +209,7 @@ def _with_workspaces(recorder: Recorder, gpu: Gpu | None) -> Observer:
         if gpu is not None and phase in waiting:
             waiting.remove(phase)
             size = cublas_workspace(gpu.capability)
-            recorder.reserve(Allocation(size, Category.WORKSPACES, f"cuBLAS, {phase} thread", CUBLAS_CREATE))
+            reserve(Allocation(size, Category.WORKSPACES, f"cuBLAS, {phase} thread", CUBLAS_CREATE))
 
     return observe
 

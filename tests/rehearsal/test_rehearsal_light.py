@@ -85,7 +85,8 @@ def _rank(**changes: object) -> Rank:
     return Rank(
         **{
             "rank": 0, "steps": 3, "peak_allocated_bytes": 100, "peak_reserved_bytes": 120, "device_bytes": 150,
-            "retries": 0, "peak": peak, "timeline": {"points": [(0, 100, 120)], "phases": [(0, "backward", 1)]}, **changes,
+            "retries": 0, "peak": peak, **changes,
+            "timeline": {"points": [(0, 100, 120)], "phases": [(0, "backward", 1)]},
         }
     )  # fmt: skip
 
