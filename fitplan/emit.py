@@ -63,7 +63,7 @@ def emit_script(report: CheckReport) -> str:
     body = "\n\n\n".join(functions)
     return _SCRIPT.substitute(
         docstring=_docstring(report, plan, data),
-        imports=_imports(body),
+        imports=_imports(body, expandable=plan.setup.expandable_segments),
         constants=_constants(report.model, plan),
         body=body,
     )
@@ -161,16 +161,23 @@ _FROM_OTHERS = {
 }
 
 
-def _imports(body: str) -> str:
-    """What the body uses, in isort's order."""
+_EXPANDABLE = """
+# Read when torch is imported: segments that grow leave less of what is reserved idle.
+os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+"""
+
+
+def _imports(body: str, *, expandable: bool) -> str:
+    """What the body uses, in isort's order; what the allocator is told stands before torch."""
     used = set(re.findall(r"\w+", body))
 
     def lines(modules: Mapping[str, tuple[str, ...]]) -> list[str]:
         chosen = {module: [name for name in names if name in used] for module, names in modules.items()}
         return [_import(module, names) for module, names in chosen.items() if names]
 
-    standard = [f"import {name}" for name in _STANDARD]
-    return "\n".join([*standard, *lines(_FROM_STANDARD), "", "import torch", *lines(_FROM_OTHERS)])
+    standard = [f"import {name}" for name in (*_STANDARD, *(["os"] if expandable else []))]
+    allocator = [_EXPANDABLE] if expandable else []
+    return "\n".join([*standard, *lines(_FROM_STANDARD), *allocator, "", "import torch", *lines(_FROM_OTHERS)])
 
 
 def _import(module: str, names: list[str]) -> str:

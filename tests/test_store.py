@@ -207,6 +207,19 @@ def test_other_versions_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.to_dict()["warnings"] == [warning]
 
 
+def test_what_the_libraries_choose_is_kept_once(tiny: str) -> None:
+    """What is left open and what names the choice are one step, whichever is asked first."""
+    settings = {"method": "lora", "seq_len": 32}
+    assert _document(tiny, **settings)[0] == "trace"
+    assert _document(tiny, **settings, attn="sdpa", task="causal-lm")[0] == "cache"
+    assert _document(tiny, **settings, attn="sdpa")[0] == "trace", "nobody said yet which task that is"
+    other = settings | {"optim": "sgd"}
+    assert _document(tiny, **other, attn="sdpa")[0] == "trace"
+    assert _document(tiny, **other)[0] == "cache"
+    assert _document(tiny, **settings, attn="eager")[0] == "trace"
+    assert _document(tiny, **settings)[1][0]["setup"]["attn"] == "sdpa"
+
+
 def test_installed_versions_are_those_of_importlib() -> None:
     from importlib.metadata import version
 

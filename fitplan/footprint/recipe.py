@@ -4,11 +4,8 @@ from typing import Any
 
 from fitplan.cuda import AMPERE
 from fitplan.footprint.size import Shape
-from fitplan.setup import Quant, TrainingSetup
-
-_NOT_IN_RECIPE = (
-    "batch_size", "seq_len", "gradient_accumulation_steps", "lora_r", "lora_alpha", "optim", "expandable_segments",
-)  # fmt: skip
+from fitplan.settings import Decides
+from fitplan.setup import SETTINGS, Quant, TrainingSetup
 
 SOME_DROPOUT = 0.05
 
@@ -25,7 +22,8 @@ def recipe_of(setup: TrainingSetup) -> Recipe:
 
     Whether there is dropout matters, how much does not; fp4 and nf4 take the same bytes.
     """
-    recipe = {name: value for name, value in setup.to_dict().items() if name not in _NOT_IN_RECIPE}
+    values = setup.to_dict()
+    recipe = {one.name: values[one.name] for one in SETTINGS.values() if one.decides is Decides.RECIPE}
     recipe["lora_dropout"] = None if setup.lora_dropout is None else setup.lora_dropout > 0
     if setup.quant is Quant.FP4:
         recipe["quant"] = str(Quant.NF4)

@@ -243,25 +243,41 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("fitplan", appauthor=False)) / "footprints"
 
 
+_CHOICES = ("attn", "task")
+"""What a setup may leave to the libraries; one file holds a model's steps with all of their choices."""
+
+_Asked = tuple[str | None, str | None]
+
+
 def _cache_path(
     model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], versions: dict[str, str]
 ) -> Path:
     import hashlib
 
-    key = [FORMAT, dict(model.settings), recipe_of(setup), str(setup.optim), kernels_of(capability), versions]
+    recipe = {name: value for name, value in recipe_of(setup).items() if name not in _CHOICES}
+    key = [FORMAT, dict(model.settings), recipe, str(setup.optim), kernels_of(capability), versions]
     text = json.dumps(key, sort_keys=True, default=str).encode()
     return cache_folder() / f"{hashlib.sha256(text).hexdigest()[:32]}.json"
+
+
+def _read(path: Path) -> list[tuple[set[_Asked], Footprint]]:
+    """What a file holds: the choices that ask for a footprint, and the footprint; nothing if it is damaged."""
+    try:
+        return [
+            ({(attn, task) for attn, task in entry["asked"]}, footprint_from_dict(entry["footprint"]))
+            for entry in json.loads(path.read_bytes())
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def find_cached(
     model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], versions: dict[str, str]
 ) -> StoredFootprint | None:
     """What was kept for this model and setup under these library versions; a damaged entry is as good as none."""
-    try:
-        document = json.loads(_cache_path(model, setup, capability, versions).read_bytes())
-        return StoredFootprint(footprint_from_dict(document), None, CACHE)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    known = _read(_cache_path(model, setup, capability, versions))
+    found = next((footprint for asked, footprint in known if (setup.attn, setup.task) in asked), None)
+    return StoredFootprint(found, None, CACHE) if found else None
 
 
 def keep(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], footprint: Footprint) -> None:
@@ -270,9 +286,26 @@ def keep(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], 
     Where nothing can be written (a full disk, a read-only home) nothing is kept.
     """
     path = _cache_path(model, setup, capability, footprint.versions)
-    before = find_cached(model, setup, capability, footprint.versions)
-    regions = {piece.region for piece in footprint.pieces}
-    older = [piece for piece in before.footprint.pieces if piece.region not in regions] if before else []
-    footprint = replace(footprint, pieces=(*footprint.pieces, *older))
+    asked, kept = _asked_by(setup, footprint), []
+    for before, older in _read(path):
+        if (older.attention, older.task) == (footprint.attention, footprint.task):
+            regions = {piece.region for piece in footprint.pieces}
+            pieces = [piece for piece in older.pieces if piece.region not in regions]
+            asked, footprint = asked | before, replace(footprint, pieces=(*footprint.pieces, *pieces))
+        else:
+            kept.append((before, older))
+    document = [
+        {"asked": sorted(choices, key=str), "footprint": footprint_to_dict(one)}
+        for choices, one in [(asked, footprint), *kept]
+    ]
     with contextlib.suppress(OSError):
-        write_whole(path, json.dumps(footprint_to_dict(footprint), separators=(",", ":")))
+        write_whole(path, json.dumps(document, separators=(",", ":")))
+
+
+def _asked_by(setup: TrainingSetup, footprint: Footprint) -> set[_Asked]:
+    """The choices that are this step: as it was asked, by name, and open where transformers is known to choose so.
+
+    It takes SDPA wherever a model has it (transformers ``modeling_utils.py``, ``get_correct_attn_implementation``).
+    """
+    attn = None if footprint.attention == Attention.SDPA else setup.attn
+    return {(setup.attn, setup.task), (footprint.attention, footprint.task), (attn, setup.task)}

@@ -1,13 +1,13 @@
 """What the app is asking: a frozen question, and the history of questions. Knows nothing of a screen."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from fitplan.devices.device import DEFAULT_CAPABILITY
 from fitplan.errors import InputError, SetupConflict
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import Method, TrainingSetup, settings_for, with_defaults
+from fitplan.setup import SETTINGS, Method, TrainingSetup, settings_for, with_defaults
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,7 @@ class Question:
 
     def _with(self, settings: Mapping[str, Any], drop: tuple[str, ...] = ()) -> Self:
         kept = {name: _frozen(value) for name, value in settings.items() if name not in drop and value is not None}
-        return replace(self, settings=tuple((name, kept[name]) for name in _ORDER if name in kept))
-
-
-_ORDER = tuple(f.name for f in fields(TrainingSetup))
+        return replace(self, settings=tuple((name, kept[name]) for name in SETTINGS if name in kept))
 
 
 def _frozen(value: Any) -> Any:
