@@ -169,7 +169,7 @@ def footprint_of(
         As :func:`fitplan.tracer.trace_job`.
 
     """
-    rank = setup.lora_r or 0
+    rank = shape_of(setup).lora_r
 
     def reaches_further(stored: StoredFootprint) -> bool:
         regions = [piece.region for piece in stored.footprint.pieces]
@@ -198,11 +198,13 @@ def surveyed(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, in
 def _survey(
     model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress
 ) -> tuple[Footprint, OptimizerFootprint]:
-    versions, rank = installed_versions(setup), setup.lora_r
+    versions, rank = installed_versions(setup), shape_of(setup).lora_r
+    if setup.num_virtual_tokens:
+        raise NoFormula("prompts make rows longer than seq_len says")
     try:
         return survey_of(model, setup, capability, progress).footprint(versions)
     except NoFormula:
-        if rank is None or setup.optim is Optim.ADAMW_TORCH_FUSED:
+        if not rank or setup.optim is Optim.ADAMW_TORCH_FUSED:
             raise
     optimizer = optimizer_of(model, setup, capability, (rank, rank), progress)
     usual = setup.with_(optim=Optim.ADAMW_TORCH_FUSED)
@@ -248,7 +250,7 @@ def survey_of(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, i
     return Survey(
         lambda shape: trace_job(model, shaped(setup, shape), capability, progress),
         capability,
-        with_rank=setup.lora_r is not None,
+        with_rank=shape_of(setup).lora_r > 0,
         positions=model.positions or LONGEST,
         turning_points=model.windows,
         loss_pieces=model.loss_pieces if setup.use_liger_kernel else 0,
@@ -257,7 +259,7 @@ def survey_of(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, i
 
 def shaped(setup: TrainingSetup, shape: Shape) -> TrainingSetup:
     """The setup with another shape."""
-    rank = {"lora_r": shape.lora_r} if setup.lora_r else {}
+    rank = {"lora_r": shape.lora_r} if shape.lora_r else {}
     return setup.with_(
         batch_size=shape.batch_size,
         seq_len=shape.seq_len,

@@ -176,7 +176,7 @@ def _changes(
     model: ModelConfig, setup: TrainingSetup, stored: StoredFootprint, capability: tuple[int, int], peak: int
 ) -> tuple[Change, ...]:
     """One row more, 1024 tokens more, twice the rank, one micro-batch more; as far as footprints reach."""
-    steps = {"batch_size": 1, "seq_len": 1024, "lora_r": setup.lora_r, "gradient_accumulation_steps": 1}
+    steps = {"batch_size": 1, "seq_len": 1024, "lora_r": shape_of(setup).lora_r, "gradient_accumulation_steps": 1}
     found = []
     for name, by in steps.items():
         if not by:

@@ -58,7 +58,7 @@ class Plan:
         """Size of the adapter's weights on disk; ``None`` for full fine-tuning."""
         if self.setup.method is Method.FULL:
             return None
-        return sum(group.bytes for group in self.parameters if group.adapter)
+        return sum(group.bytes for group in self.parameters if group.is_saved_with_adapter)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; sizes are bytes."""

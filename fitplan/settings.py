@@ -1,5 +1,6 @@
 """What a setting is: one record, from which flags, rows of the app, descriptions, checks and the docs are made."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,6 +12,18 @@ from fitplan.names import did_you_mean
 
 class Names:
     """The kind of a setting that names modules: in a list, or in one string with commas."""
+
+
+class Pattern(Names):
+    """The kind of a setting that names modules, or gives one regular expression for their whole paths, as peft does."""
+
+
+class Numbers:
+    """The kind of a setting that lists whole numbers: in a list, or in one string with commas."""
+
+
+class ByName:
+    """The kind of a setting that gives a whole number for names: in a mapping, or as ``"q_proj=8,v_proj=16"``."""
 
 
 class Group(StrEnum):
@@ -76,9 +89,10 @@ class Setting:
 
     Attributes:
         name: the field of :class:`fitplan.setup.TrainingSetup`.
-        kind: an enum, ``int``, ``float``, ``bool`` or :class:`Names`.
+        kind: an enum, ``int``, ``float``, ``bool``, or one of the classes above.
         default: what it is where nobody says; ``None`` is open.
         usual: what it becomes if it is open and means something.
+        usual_for: what it becomes instead with some adapters.
         told_default: the default in words, where it depends on other things.
         group: the heading.
         help: what it is.
@@ -100,6 +114,7 @@ class Setting:
     name: str = ""
     default: Any = None
     usual: Any = None
+    usual_for: Mapping[str, Any] = field(default_factory=dict)
     told_default: str = ""
     theirs: str = ""
     metavar: str = ""
@@ -123,8 +138,12 @@ class Setting:
     @property
     def help_with_default(self) -> str:
         """What it is, and what it is where nobody says."""
-        default = self.told_default or shown(self.usual if self.default is None else self.default)
+        default = self.told_default or self._shown_default()
         return f"{self.help} (default{'' if default.startswith(':') else ' '}{default})" if default else self.help
+
+    def _shown_default(self) -> str:
+        others = [f"{shown(value)} with {adapter}" for adapter, value in self.usual_for.items()]
+        return "; ".join(filter(None, [shown(self.usual if self.default is None else self.default), *others]))
 
     def suits(self, setup: object) -> bool:
         """Whether it means something in a setup."""
@@ -141,13 +160,13 @@ class Setting:
             return None
         if self.is_enum:
             return self._read_word(value)
-        if self.kind is Names:
-            return self._read_names(value)
-        if self.kind is bool:
-            if not isinstance(value, bool):
-                raise InputError(f"{self.name} must be true or false, not {value!r}")
-            return value
-        return self._read_number(value)
+        reader: Callable[[Setting, Any], Any] = _READERS.get(self.kind, Setting._read_number)
+        return reader(self, value)
+
+    def _read_switch(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise InputError(f"{self.name} must be true or false, not {value!r}")
+        return value
 
     def _read_word(self, value: Any) -> StrEnum:
         if isinstance(value, self.kind):
@@ -170,13 +189,52 @@ class Setting:
         return value
 
     def _read_names(self, value: Any) -> tuple[str, ...] | str:
-        """The names; one of :attr:`told_default` alone, such as ``"all-linear"``, stays a word."""
-        names = [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+        """The names; the usual word alone, such as ``"all-linear"``, stays a word."""
+        names = _parts(value) if isinstance(value, str) else value
         is_list = isinstance(names, list | tuple | set | frozenset) and all(isinstance(n, str) and n for n in names)
         if not is_list or not names:
             known = f" or {self.usual!r}" if self.usual else ""
             raise InputError(f"{self.name} must be module names{known}, not {value!r}")
         return str(self.usual) if tuple(names) == (self.usual,) else tuple(names)
+
+    def _read_pattern(self, value: Any) -> tuple[str, ...] | str:
+        if not isinstance(value, str) or _PLAIN_NAMES.fullmatch(value):
+            return self._read_names(value)
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise InputError(f"{self.name} {value!r} is neither names nor a regular expression: {error}") from None
+        return value
+
+    def _read_numbers(self, value: Any) -> tuple[int, ...]:
+        parts = _parts(value) if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        try:
+            return tuple(int(self._read_number(int(part) if isinstance(part, str) else part)) for part in parts)
+        except ValueError:
+            raise InputError(f"{self.name} must be whole numbers with commas between, not {value!r}") from None
+
+    def _read_by_name(self, value: Any) -> tuple[tuple[str, int], ...]:
+        """Pairs, so that a setup can be a key."""
+        try:
+            pairs = [part.split("=") for part in _parts(value)] if isinstance(value, str) else dict(value).items()
+            return tuple((str(name).strip(), int(self._read_number(int(number)))) for name, number in pairs)
+        except (TypeError, ValueError):
+            raise InputError(f"{self.name} must be such as q_proj=8,v_proj=16, not {value!r}") from None
+
+
+_PLAIN_NAMES = re.compile(r"[\w.,\s-]*")
+
+_READERS: Mapping[Any, Callable[[Setting, Any], Any]] = {
+    bool: Setting._read_switch,
+    Names: Setting._read_names,
+    Pattern: Setting._read_pattern,
+    Numbers: Setting._read_numbers,
+    ByName: Setting._read_by_name,
+}
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def shown(value: Any) -> str:
@@ -185,8 +243,10 @@ def shown(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, Mapping):
+        value = tuple(value.items())
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
+        return ",".join("=".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -11,7 +11,20 @@ from typing import Any, Self
 
 from fitplan.errors import InputError, SetupConflict
 from fitplan.names import did_you_mean
-from fitplan.settings import Decides, Group, Names, Only, Row, Setting, doubling, setting, shown
+from fitplan.settings import (
+    ByName,
+    Decides,
+    Group,
+    Names,
+    Numbers,
+    Only,
+    Pattern,
+    Row,
+    Setting,
+    doubling,
+    setting,
+    shown,
+)
 
 
 class Method(StrEnum):
@@ -87,6 +100,51 @@ class Padding(StrEnum):
     MAX_LENGTH = "max_length"
 
 
+class Adapter(StrEnum):
+    """What is trained beside the frozen weights: peft's methods, and the biases of the model itself (BitFit)."""
+
+    LORA = "lora"
+    DORA = "dora"
+    ADALORA = "adalora"
+    LOHA = "loha"
+    LOKR = "lokr"
+    IA3 = "ia3"
+    VERA = "vera"
+    BOFT = "boft"
+    OFT = "oft"
+    PREFIX = "prefix"
+    PROMPT = "prompt"
+    P_TUNING = "p-tuning"
+    BITFIT = "bitfit"
+
+
+ADAPTER_NAMES: Mapping[Adapter, str] = {
+    Adapter.LORA: "LoRA",
+    Adapter.DORA: "DoRA",
+    Adapter.ADALORA: "AdaLoRA",
+    Adapter.LOHA: "LoHa",
+    Adapter.LOKR: "LoKr",
+    Adapter.IA3: "IA3",
+    Adapter.VERA: "VeRA",
+    Adapter.BOFT: "BOFT",
+    Adapter.OFT: "OFT",
+    Adapter.PREFIX: "prefix tuning",
+    Adapter.PROMPT: "prompt tuning",
+    Adapter.P_TUNING: "p-tuning",
+    Adapter.BITFIT: "biases only",
+}
+
+
+class LoraInit(StrEnum):
+    """``LoraConfig.init_lora_weights``, as far as it needs no data: ``true`` is peft's default."""
+
+    TRUE = "true"
+    GAUSSIAN = "gaussian"
+    ORTHOGONAL = "orthogonal"
+    OLORA = "olora"
+    PISSA = "pissa"
+
+
 LIGER_PACKAGE = "liger_kernel"
 """Decides the numbers of setups with ``use_liger_kernel`` only."""
 ALL_LINEAR = "all-linear"
@@ -96,6 +154,17 @@ _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "fl
 
 _ADAPTED = Only("method", (Method.LORA, Method.QLORA), "full fine-tuning has no adapters; choose method lora or qlora")
 _QUANTISED = Only("method", (Method.QLORA,), "{} does not quantise; choose method qlora")
+_LORA = (Adapter.LORA, Adapter.DORA)
+_PROMPTS = (Adapter.PREFIX, Adapter.PROMPT, Adapter.P_TUNING)
+_TUNERS = tuple(one for one in Adapter if one not in (*_PROMPTS, Adapter.BITFIT))
+
+
+def _adapters(*adapters: Adapter) -> tuple[Only, ...]:
+    """For a setting of some adapters."""
+    choose = f"choose adapter {adapters[0]}" + (f" or {adapters[1]}" if len(adapters) > 1 else "")
+    return _ADAPTED, Only("adapter", adapters, f"{{}} has no such setting; {choose}")
+
+
 _FOUR_BIT = Only("quant", (Quant.NF4, Quant.FP4), "int8 has no such setting; choose quant nf4 or fp4")
 _CLASSIFIES = Only("task", (Task.SEQUENCE_CLASSIFICATION,), "only sequence-classification counts labels; choose it")
 
@@ -159,15 +228,25 @@ class TrainingSetup:
         row=Row("accumulate", "micro-batches in an optimizer step", doubling(1, 256), 1),
         words=lambda times: f"accumulated {times} times" if times > 1 else "",
     )
+    adapter: Adapter | None = setting(
+        usual=Adapter.LORA,
+        kind=Adapter,
+        group=Group.ADAPTERS,
+        help="what is trained beside the frozen weights",
+        only=(_ADAPTED,),
+        row=Row("adapter", "what is trained beside the frozen weights (peft)"),
+        words=lambda adapter: "" if adapter is Adapter.LORA else ADAPTER_NAMES[adapter],
+    )
     lora_r: int | None = setting(
         usual=16,
+        usual_for={Adapter.VERA: 256},
         kind=int,
         metavar="R",
         span=(1, 2**16),
         group=Group.ADAPTERS,
         help="rank",
         theirs="r",
-        only=(_ADAPTED,),
+        only=_adapters(*_LORA, Adapter.ADALORA, Adapter.LOHA, Adapter.LOKR, Adapter.VERA),
         decides=Decides.SHAPE,
         row=Row("rank", "rank of the adapters; all that they need grows with it", doubling(1, 512), 1),
         words=lambda rank: f"r={rank}",
@@ -179,7 +258,7 @@ class TrainingSetup:
         span=(1, 2**20),
         group=Group.ADAPTERS,
         help="scaling",
-        only=(_ADAPTED,),
+        only=_adapters(*_LORA, Adapter.ADALORA, Adapter.LOHA, Adapter.LOKR),
         decides=Decides.NOTHING,
     )
     lora_dropout: float | None = setting(
@@ -189,17 +268,152 @@ class TrainingSetup:
         span=(0, 1),
         group=Group.ADAPTERS,
         help="dropout",
-        only=(_ADAPTED,),
+        only=_adapters(*_LORA, Adapter.ADALORA, Adapter.VERA),
     )
     target_modules: tuple[str, ...] | str | None = setting(
         usual=ALL_LINEAR,
+        usual_for={Adapter.IA3: None},
+        told_default=f"{ALL_LINEAR}; with ia3 those that peft names for the model",
+        kind=Pattern,
+        metavar="NAMES",
+        group=Group.ADAPTERS,
+        help="module names with commas, or a regular expression; all-linear is every linear layer but the output head",
+        only=_adapters(*_TUNERS),
+        row=Row("targets", "the modules that get adapters", (ALL_LINEAR,)),
+        words=lambda names: f" on {'all linear layers' if names == ALL_LINEAR else shown(names)}",
+    )
+    exclude_modules: tuple[str, ...] | str | None = setting(
+        kind=Pattern,
+        metavar="NAMES",
+        group=Group.ADAPTERS,
+        help="modules that get none all the same",
+        only=_adapters(*(one for one in _TUNERS if one is not Adapter.VERA)),
+        words=lambda names: f" but {shown(names)}",
+    )
+    modules_to_save: tuple[str, ...] | None = setting(
         kind=Names,
         metavar="NAMES",
         group=Group.ADAPTERS,
-        help="module names with commas; all-linear is every linear layer but the output head",
-        only=(_ADAPTED,),
-        row=Row("targets", "the modules that get adapters", (ALL_LINEAR,)),
-        words=lambda names: f" on {'all linear layers' if names == ALL_LINEAR else shown(names)}",
+        help="modules that are trained whole, in a copy",
+        only=_adapters(*_TUNERS),
+        words=lambda names: f" and all of {shown(names)}",
+    )
+    layers_to_transform: tuple[int, ...] | None = setting(
+        kind=Numbers,
+        metavar="N[,N]",
+        span=(0, 2**16),
+        group=Group.ADAPTERS,
+        help="the layers that get adapters",
+        told_default="all",
+        only=_adapters(*(one for one in _TUNERS if one is not Adapter.IA3)),
+        words=lambda layers: f" in layers {shown(layers)}",
+    )
+    use_dora: bool | None = setting(
+        usual=False,
+        usual_for={Adapter.DORA: True},
+        kind=bool,
+        group=Group.ADAPTERS,
+        help="the same as --adapter dora",
+        told_default="off",
+        only=_adapters(*_LORA),
+    )
+    use_rslora: bool | None = setting(
+        usual=False,
+        kind=bool,
+        group=Group.ADAPTERS,
+        help="scale by the root of the rank",
+        only=_adapters(*_LORA),
+        decides=Decides.NOTHING,
+    )
+    rank_pattern: tuple[tuple[str, int], ...] | None = setting(
+        kind=ByName,
+        metavar="NAME=R[,NAME=R]",
+        span=(1, 2**16),
+        group=Group.ADAPTERS,
+        help="other ranks for some modules",
+        only=_adapters(*_LORA, Adapter.LOHA, Adapter.LOKR),
+        words=lambda ranks: f" (r: {shown(ranks)})",
+    )
+    alpha_pattern: tuple[tuple[str, int], ...] | None = setting(
+        kind=ByName,
+        metavar="NAME=N[,NAME=N]",
+        span=(1, 2**20),
+        group=Group.ADAPTERS,
+        help="other scalings for some modules",
+        only=_adapters(*_LORA, Adapter.LOHA, Adapter.LOKR),
+        decides=Decides.NOTHING,
+    )
+    target_parameters: tuple[str, ...] | None = setting(
+        kind=Names,
+        metavar="NAMES",
+        group=Group.ADAPTERS,
+        help="parameters that get adapters, as those of fused experts",
+        only=_adapters(*_LORA),
+        words=lambda names: f" and parameters {shown(names)}",
+    )
+    init_lora_weights: LoraInit | None = setting(
+        usual=LoraInit.TRUE,
+        kind=LoraInit,
+        group=Group.ADAPTERS,
+        help="how the adapters begin",
+        only=_adapters(*_LORA),
+        words=lambda init: "" if init is LoraInit.TRUE else f"{init} weights",
+    )
+    feedforward_modules: tuple[str, ...] | str | None = setting(
+        kind=Pattern,
+        metavar="NAMES",
+        group=Group.ADAPTERS,
+        help="of the modules those whose inputs are scaled",
+        told_default="those that peft names for the model",
+        only=_adapters(Adapter.IA3),
+    )
+    oft_block_size: int | None = setting(
+        usual=32,
+        kind=int,
+        metavar="N",
+        span=(1, 2**16),
+        group=Group.ADAPTERS,
+        help="rows of a block of OFT",
+        only=_adapters(Adapter.OFT),
+        words=lambda size: f" in blocks of {size}",
+    )
+    boft_block_size: int | None = setting(
+        usual=4,
+        kind=int,
+        metavar="N",
+        span=(1, 2**16),
+        group=Group.ADAPTERS,
+        help="rows of a block of BOFT",
+        only=_adapters(Adapter.BOFT),
+        words=lambda size: f" in blocks of {size}",
+    )
+    boft_n_butterfly_factor: int | None = setting(
+        usual=1,
+        kind=int,
+        metavar="N",
+        span=(1, 2**8),
+        group=Group.ADAPTERS,
+        help="butterfly factors of BOFT",
+        only=_adapters(Adapter.BOFT),
+    )
+    num_virtual_tokens: int | None = setting(
+        usual=20,
+        kind=int,
+        metavar="N",
+        span=(1, 2**16),
+        group=Group.ADAPTERS,
+        help="tokens that are learned, before those of the row",
+        only=_adapters(*_PROMPTS),
+        words=lambda tokens: f" of {tokens} tokens",
+    )
+    encoder_hidden_size: int | None = setting(
+        kind=int,
+        metavar="N",
+        span=(1, 2**20),
+        group=Group.ADAPTERS,
+        help="width of the encoder of p-tuning",
+        told_default="that of the model",
+        only=_adapters(Adapter.P_TUNING),
     )
     quant: Quant | None = setting(
         usual=Quant.NF4,
@@ -259,7 +473,8 @@ class TrainingSetup:
         words=lambda autocast: "" if autocast is MixedPrecision.NO else f"{autocast} autocast",
     )
     gradient_checkpointing: bool = setting(
-        True,
+        usual=True,
+        usual_for={Adapter.PREFIX: False},
         kind=bool,
         group=Group.TRAINING,
         help="recompute activations in backward",
@@ -323,9 +538,11 @@ class TrainingSetup:
         for one in SETTINGS.values():
             value = getattr(self, one.name)
             self._put(one.name, one.default if value is None else one.read(value))
+        if self.use_dora and self.adapter in (None, Adapter.LORA):
+            self._put("adapter", Adapter.DORA)
         _check_tokens(self)
-        _check_conflicts(self)
         self._fill_defaults()
+        _check_conflicts(self)
 
     def _put(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -333,7 +550,7 @@ class TrainingSetup:
     def _fill_defaults(self) -> None:
         for one in SETTINGS.values():
             if getattr(self, one.name) is None and one.suits(self):
-                self._put(one.name, one.usual)
+                self._put(one.name, one.usual_for.get(self.adapter, one.usual) if self.adapter else one.usual)
         if self.method is Method.QLORA and self.quant is not Quant.INT8 and self.compute_dtype is None:
             self._put("compute_dtype", self.dtype)
         if self.mixed_precision is None:
@@ -358,11 +575,18 @@ class TrainingSetup:
     def to_dict(self) -> dict[str, Any]:
         """Every setting, resolved, as JSON-ready values."""
         values = {name: getattr(self, name) for name in SETTINGS}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {name: _plain(value) for name, value in values.items()}
 
     def with_(self, **changes: Any) -> Self:
         """A copy with some settings changed."""
         return replace(self, **changes)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: pairs are an object."""
+    if not isinstance(value, tuple):
+        return value
+    return dict(value) if value and isinstance(value[0], tuple) else list(value)
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -432,6 +656,7 @@ def _check_conflicts(setup: TrainingSetup) -> None:
             other = getattr(setup, broken.other)
             both = f"{one.name} {shown(value)} with {broken.other} {other}"
             raise SetupConflict(one.name, broken.other, f"{both}: {broken.why.format(other)}, or drop {one.name}")
+    _check_adapter(setup)
     if setup.method is Method.FULL and setup.dtype is Dtype.FLOAT16 and setup.mixed_precision is MixedPrecision.FP16:
         raise SetupConflict(
             "dtype", "mixed_precision",
@@ -444,4 +669,38 @@ def _check_conflicts(setup: TrainingSetup) -> None:
             "attn", "dtype",
             "attn flash_attention_2 with dtype float32: its kernels take 16-bit types only; "
             "choose attn sdpa, dtype bfloat16, or mixed_precision bf16",
+        )  # fmt: skip
+
+
+def _check_adapter(setup: TrainingSetup) -> None:
+    """What peft's adapters cannot do together with other settings."""
+    if setup.adapter is Adapter.DORA and setup.use_dora is False:
+        raise SetupConflict(
+            "use_dora", "adapter", "use_dora off with adapter dora: choose adapter lora, or drop use_dora"
+        )
+    if setup.layers_to_transform is not None and isinstance(setup.target_modules, str):
+        raise SetupConflict(
+            "layers_to_transform", "target_modules",
+            f"layers_to_transform {shown(setup.layers_to_transform)} with target_modules {setup.target_modules}: peft "
+            "picks layers for a list of names only; choose target_modules such as q_proj,v_proj",
+        )  # fmt: skip
+    if setup.adapter is Adapter.PREFIX and setup.gradient_checkpointing:
+        raise SetupConflict(
+            "adapter", "gradient_checkpointing",
+            "adapter prefix with gradient_checkpointing on: checkpointing drops the cache that holds the prefix; "
+            "turn gradient_checkpointing off, or choose adapter prompt",
+        )  # fmt: skip
+    if setup.method is not Method.QLORA:
+        return
+    if setup.adapter in (Adapter.LOHA, Adapter.LOKR) and setup.quant is not Quant.INT8:
+        raise SetupConflict(
+            "adapter", "quant",
+            f"adapter {setup.adapter} with quant {setup.quant}: peft takes its shape from weights, which are packed; "
+            "choose quant int8, or adapter lora",
+        )  # fmt: skip
+    if setup.init_lora_weights not in (None, LoraInit.TRUE, LoraInit.GAUSSIAN):
+        raise SetupConflict(
+            "init_lora_weights", "method",
+            f"init_lora_weights {setup.init_lora_weights} with method qlora: it is for unquantised weights; "
+            "choose method lora, or init_lora_weights gaussian",
         )  # fmt: skip

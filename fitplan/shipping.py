@@ -13,7 +13,7 @@ from fitplan.cuda import AMPERE
 from fitplan.errors import FitplanError, InputError, ModelNotSupported
 from fitplan.estimator import optimizer_of, shaped, survey_of
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint
-from fitplan.footprint.recipe import SOME_DROPOUT, kernels_of, recipe_of
+from fitplan.footprint.recipe import SOME_DROPOUT, kernels_of, recipe_of, shape_of
 from fitplan.footprint.size import NoFormula, Shape
 from fitplan.footprint.store import SHIPPED_NAMES, ShippedFile, digest_of
 from fitplan.memory import estimate_trace
@@ -178,7 +178,7 @@ def _checked(
 ) -> tuple[Footprint, OptimizerFootprint]:
     """The footprint of one setup, after it has given a trace that it was not made from."""
     footprint, optimizer = survey_of(model, setup, capability, progress).footprint(installed_versions())
-    shape = replace(CHECKED, lora_r=setup.lora_r or 0)
+    shape = replace(CHECKED, lora_r=shape_of(setup).lora_r)
     piece = footprint.piece(shape)
     if piece is not None:
         traced = estimate_trace(trace_job(model, shaped(setup, shape), capability, progress).trace)

@@ -13,7 +13,7 @@ from fitplan.emit import emit_script
 from fitplan.footprint.recipe import recipe_of, shape_of
 from fitplan.report.command import flags
 from fitplan.report.terminal import describe_recipe
-from fitplan.settings import Decides, Names, Setting
+from fitplan.settings import ByName, Decides, Names, Numbers, Pattern, Setting
 from fitplan.setup import SETTINGS, TrainingSetup
 from fitplan.tui.knobs import KNOBS
 
@@ -35,7 +35,17 @@ def test_the_page_is_current() -> None:
 
 def base_for(one: Setting) -> dict[str, Any]:
     """A setup in which the setting means something."""
-    return {"method": "qlora"} | {only.other: only.values[0] for only in one.only if only.other != "method"}
+    base: dict[str, Any] = {"method": "qlora"}
+    base |= {only.other: only.values[0] for only in one.only if only.other != "method"}
+    return base | NEEDED.get(one.name, {})
+
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "init_lora_weights": {"method": "lora"},
+    "layers_to_transform": {"target_modules": ("k_proj",)},
+}
+"""What some settings want besides."""
+OTHERS: dict[Any, Any] = {Names: ("q_proj",), Pattern: ("q_proj",), Numbers: (3,), ByName: (("q_proj", 3),)}
 
 
 def another(one: Setting, value: Any) -> Any:
@@ -44,8 +54,8 @@ def another(one: Setting, value: Any) -> Any:
         return next(word for word in reversed(one.kind) if word != value)  # nf4 and fp4 take the same bytes
     if one.kind is bool:
         return not value
-    if one.kind is Names:
-        return ("q_proj",)
+    if one.kind in OTHERS:
+        return OTHERS[one.kind]
     return 0.25 if one.kind is float else (value or 1) + 2
 
 
@@ -68,7 +78,7 @@ def test_each_setting_has_a_flag_that_sets_it(one: Setting) -> None:
 def test_what_a_setting_decides_is_what_moves_with_it(one: Setting) -> None:
     before, after = changed(one)
     assert (recipe_of(before) != recipe_of(after)) == (one.decides is Decides.RECIPE or one.name == "method")
-    if one.name != "method":
+    if one.name not in ("method", "adapter"):  # with which the rank comes and goes
         assert (shape_of(before) != shape_of(after)) == (one.decides is Decides.SHAPE)
 
 

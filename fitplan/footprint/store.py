@@ -20,7 +20,7 @@ from fitplan.footprint.document import (
     optimizer_to_dict,
 )
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint, Piece, Region
-from fitplan.footprint.recipe import Recipe, kernels_of, recipe_of
+from fitplan.footprint.recipe import Recipe, completed, kernels_of, recipe_of, shape_of
 from fitplan.footprint.size import Shape
 from fitplan.models.resolve import ModelConfig
 from fitplan.resources import profiles
@@ -76,7 +76,7 @@ def find_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int
     if model.source != "shipped":
         return None
     kernels = kernels_of(capability)
-    wanted, rank = recipe_of(setup), setup.lora_r or 0
+    wanted, rank = recipe_of(setup), shape_of(setup).lora_r
     for place, entry in enumerate(_header(model.name, kernels)["footprints"], 1):
         if _answers(entry, wanted):
             by_rank = _optimizers(model.name, kernels, entry["optimizers"], setup.optim)
@@ -153,7 +153,11 @@ def _optimizers(name: str, kernels: str, key: str, optim: Optim) -> tuple[tuple[
 def _header(name: str, kernels: str) -> dict[str, Any]:
     lines = _shipped(name, kernels)
     header: dict[str, Any] = json.loads(lines[0]) if lines else {}
-    return header if header.get("format") == FORMAT else {"footprints": []}
+    if header.get("format") != FORMAT:
+        return {"footprints": []}
+    for entry in header["footprints"]:
+        entry["recipe"] = completed(entry["recipe"])
+    return header
 
 
 @dataclass
@@ -185,7 +189,7 @@ class ShippedFile:
             header["step"],
             [
                 (
-                    entry["recipe"],
+                    completed(entry["recipe"]),
                     entry["optimizers"],
                     footprint_from_dict(line | {"versions": header["versions"]}),
                 )

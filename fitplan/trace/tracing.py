@@ -15,6 +15,7 @@ from fitplan.audit import ParameterGroup
 from fitplan.cuda import cublas_workspace
 from fitplan.phase import Phase
 from fitplan.setup import Attention, Task, TrainingSetup
+from fitplan.step.adapters import names_single_layers
 from fitplan.step.architecture import task_of
 from fitplan.step.audit import Parameter, parameters_of
 from fitplan.step.job import Observer, Place
@@ -70,15 +71,15 @@ def trace_training(
     """Run two training steps on the meta device and record them.
 
     ``gpu`` decides which kernels are chosen; ``None`` traces the CPU's. With ``full_depth`` every layer is traced,
-    which is also what happens when the layers turn out not to repeat. ``only_optimizer`` leaves out the forward and
-    backward passes. ``progress`` is told what is being done.
+    which is also what happens when the layers turn out not to repeat, or the setup names single ones.
+    ``only_optimizer`` leaves out the forward and backward passes. ``progress`` is told what is being done.
 
     Raises:
         ModelNotSupported: the model cannot be built, or what it does depends on the values of its weights.
         InputError: the setup does not suit the model.
 
     """
-    for more_edge in () if full_depth else (0, 1):
+    for more_edge in () if full_depth or names_single_layers(setup) else (0, 1):
         short, cut = shorten(config, more_edge)
         progress(f"tracing {_layers(short)} of {_layers(config)} layers")
         run = _trace_as_is(short, setup, gpu, only_optimizer)
