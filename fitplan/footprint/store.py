@@ -20,9 +20,9 @@ from fitplan.footprint.document import (
     optimizer_to_dict,
 )
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint, Piece, Region
-from fitplan.footprint.recipe import Recipe, completed, kernels_of, recipe_of, shape_of
+from fitplan.footprint.job import TrainingJob
+from fitplan.footprint.recipe import Recipe, completed
 from fitplan.footprint.size import Shape
-from fitplan.models.resolve import ModelConfig
 from fitplan.resources import profiles
 from fitplan.setup import LIGER_PACKAGE, Attention, Optim, Task, TrainingSetup
 from fitplan.whole import write_whole
@@ -71,17 +71,17 @@ class StoredFootprint:
 # --- shipped ----------------------------------------------------------------------------------------------------------
 
 
-def find_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]) -> StoredFootprint | None:
+def find_shipped(job: TrainingJob) -> StoredFootprint | None:
     """The footprint that ships for this model and setup."""
-    if model.source != "shipped":
+    if job.model.source != "shipped":
         return None
-    kernels = kernels_of(capability)
-    wanted, rank = recipe_of(setup), shape_of(setup).lora_r
-    for place, entry in enumerate(_header(model.name, kernels)["footprints"], 1):
-        if _answers(entry, wanted):
-            by_rank = _optimizers(model.name, kernels, entry["optimizers"], setup.optim)
-            part = next((n for n, (least, most, _) in enumerate(by_rank) if least <= rank <= most), None)
-            return None if part is None else _stored(model.name, kernels, place, entry["optimizers"], setup.optim, part)
+    name, optim = job.model.name, job.setup.optim
+    for place, entry in enumerate(_header(name, job.kernels)["footprints"], 1):
+        if _answers(entry, job.recipe):
+            key = entry["optimizers"]
+            by_rank = _optimizers(name, job.kernels, key, optim)
+            part = next((n for n, (least, most, _) in enumerate(by_rank) if least <= job.shape.lora_r <= most), None)
+            return None if part is None else _stored(name, job.kernels, place, key, optim, part)
     return None
 
 
@@ -104,15 +104,15 @@ def _answers(entry: Mapping[str, Any], wanted: Recipe) -> bool:
     return recipe == wanted
 
 
-def why_not_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]) -> str:
+def why_not_shipped(job: TrainingJob) -> str:
     """What of a job no shipped footprint is for, in words."""
+    model, setup, wanted = job.model, job.setup, job.recipe
     if model.source != "shipped":
         return f"{model.name} is no shipped model"
-    recipes = shipped_recipes(model.name, kernels_of(capability))
+    recipes = shipped_recipes(model.name, job.kernels)
     if not recipes:
-        where = "" if capability >= AMPERE else " and GPUs before Ampere"
+        where = "" if job.capability >= AMPERE else " and GPUs before Ampere"
         return f"no formulas ship for {model.name}{where}"
-    wanted = recipe_of(setup)
 
     def others(recipe: Recipe) -> list[str]:
         return [name for name, value in recipe.items() if value != wanted[name]]
@@ -253,13 +253,11 @@ _CHOICES = ("attn", "task")
 _Asked = tuple[str | None, str | None]
 
 
-def _cache_path(
-    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], versions: dict[str, str]
-) -> Path:
+def _cache_path(job: TrainingJob, versions: dict[str, str]) -> Path:
     import hashlib
 
-    recipe = {name: value for name, value in recipe_of(setup).items() if name not in _CHOICES}
-    key = [FORMAT, dict(model.settings), recipe, str(setup.optim), kernels_of(capability), versions]
+    recipe = {name: value for name, value in job.recipe.items() if name not in _CHOICES}
+    key = [FORMAT, dict(job.model.settings), recipe, str(job.setup.optim), job.kernels, versions]
     text = json.dumps(key, sort_keys=True, default=str).encode()
     return cache_folder() / f"{hashlib.sha256(text).hexdigest()[:32]}.json"
 
@@ -275,22 +273,20 @@ def _read(path: Path) -> list[tuple[set[_Asked], Footprint]]:
         return []
 
 
-def find_cached(
-    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], versions: dict[str, str]
-) -> StoredFootprint | None:
+def find_cached(job: TrainingJob, versions: dict[str, str]) -> StoredFootprint | None:
     """What was kept for this model and setup under these library versions; a damaged entry is as good as none."""
-    known = _read(_cache_path(model, setup, capability, versions))
-    found = next((footprint for asked, footprint in known if (setup.attn, setup.task) in asked), None)
+    known, choices = _read(_cache_path(job, versions)), (job.setup.attn, job.setup.task)
+    found = next((footprint for asked, footprint in known if choices in asked), None)
     return StoredFootprint(found, None, CACHE) if found else None
 
 
-def keep(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], footprint: Footprint) -> None:
+def keep(job: TrainingJob, footprint: Footprint) -> None:
     """Add the pieces of ``footprint``, which hold their optimizer, to what is kept.
 
     Where nothing can be written (a full disk, a read-only home) nothing is kept.
     """
-    path = _cache_path(model, setup, capability, footprint.versions)
-    asked, kept = _asked_by(setup, footprint), []
+    path = _cache_path(job, footprint.versions)
+    asked, kept = _asked_by(job.setup, footprint), []
     for before, older in _read(path):
         if (older.attention, older.task) == (footprint.attention, footprint.task):
             regions = {piece.region for piece in footprint.pieces}

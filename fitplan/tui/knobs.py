@@ -86,7 +86,7 @@ def _knob(name: str) -> Knob:
 
 
 _ORDER = (
-    "method", "adapter", "batch_size", "seq_len", "gradient_accumulation_steps", "lora_r", "target_modules", "quant",
+    "method", "batch_size", "seq_len", "gradient_accumulation_steps", "lora_r", "target_modules", "adapter", "quant",
     "double_quant", "kbit_prepare", "gradient_checkpointing", "attn", "optim", "use_liger_kernel", "dtype",
     "mixed_precision", "padding",
 )  # fmt: skip

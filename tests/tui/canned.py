@@ -112,7 +112,15 @@ class Canned(Answers):
         setup = report.plans[0].setup
         lengths, batches = (512, 1024, 2048, 4096, 8192), (1, 2, 4, 8, 16, 32, 64)
         cells = tuple(tuple(_cell(setup, b, s) for b in batches) for s in lengths)
-        return FitMap(MODEL, setup, GPU, cells, dict.fromkeys(lengths, 3), dict.fromkeys(batches, 4096), "shipped")
+        return FitMap(
+            model=MODEL,
+            setup=setup,
+            gpu=GPU,
+            cells=cells,
+            largest_batch=dict.fromkeys(lengths, 3),
+            longest_seq=dict.fromkeys(batches, 4096),
+            source="shipped",
+        )
 
 
 def _cell(setup: TrainingSetup, batch_size: int, seq_len: int) -> Cell:
