@@ -7,7 +7,7 @@ NOT_SAVED = "adapter, while it is trained only"
 """Reasons of parameters of adapters: those that are saved with them, and the rest."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
     """Parameters that are stored alike for the same reason.
 

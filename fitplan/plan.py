@@ -16,7 +16,7 @@ from fitplan.verdict import DeviceMemory, Verdict
 SCHEMA = "fitplan.check/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """One setup, answered.
 
@@ -65,7 +65,7 @@ class Plan:
         return _plan(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckReport:
     """The answer of :func:`check`.
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from fitplan.errors import InputError
@@ -130,7 +131,7 @@ class Setting:
         """The flag that sets it."""
         return f"--{self.name.replace('_', '-')}"
 
-    @property
+    @cached_property
     def is_enum(self) -> bool:
         """Whether it has one of a few words."""
         return isinstance(self.kind, type) and issubclass(self.kind, StrEnum)

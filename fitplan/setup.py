@@ -535,9 +535,11 @@ class TrainingSetup:
     )
 
     def __post_init__(self) -> None:
-        for one in SETTINGS.values():
-            value = getattr(self, one.name)
-            self._put(one.name, one.default if value is None else one.read(value))
+        for name, value in list(vars(self).items()):
+            if value is not None:
+                self._put(name, SETTINGS[name].read(value))
+            elif SETTINGS[name].default is not None:
+                self._put(name, SETTINGS[name].default)
         if self.use_dora and self.adapter in (None, Adapter.LORA):
             self._put("adapter", Adapter.DORA)
         _check_tokens(self)
@@ -548,7 +550,7 @@ class TrainingSetup:
         object.__setattr__(self, name, value)
 
     def _fill_defaults(self) -> None:
-        for one in SETTINGS.values():
+        for one in _FILLED:
             if getattr(self, one.name) is None and one.suits(self):
                 self._put(one.name, one.usual_for.get(self.adapter, one.usual) if self.adapter else one.usual)
         if self.method is Method.QLORA and self.quant is not Quant.INT8 and self.compute_dtype is None:
@@ -594,12 +596,22 @@ SETTINGS: Mapping[str, Setting] = {
 }
 """By name, in the order of the class."""
 
+_FILLED = tuple(one for one in SETTINGS.values() if one.usual is not None or one.usual_for)
+_BOUND = tuple(one for one in SETTINGS.values() if one.only)
+_FOREIGN = {
+    method: frozenset(
+        one.name for one in _BOUND if not all(method in only.values for only in one.only if only.other == "method")
+    )
+    for method in Method
+}
+"""Settings that take a value of their own, those that depend on others, and those that mean nothing for a method: known
+beforehand, as a search makes hundreds of setups.
+"""
+
 
 def settings_for(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The given settings without those that mean nothing for ``method``: to answer all methods at once."""
-    foreign = {
-        one.name for one in SETTINGS.values() if not all(method in o.values for o in one.only if o.other == "method")
-    }
+    foreign = _FOREIGN[method]
     return {name: value for name, value in settings.items() if name not in foreign} | {"method": method}
 
 
@@ -649,10 +661,10 @@ def _check_tokens(setup: TrainingSetup) -> None:
 
 
 def _check_conflicts(setup: TrainingSetup) -> None:
-    for one in SETTINGS.values():
-        broken = next((only for only in one.only if not only.allows(setup)), None)
+    for one in _BOUND:
         value = getattr(setup, one.name)
-        if value is not None and broken is not None:
+        broken = None if value is None else next((only for only in one.only if not only.allows(setup)), None)
+        if broken is not None:
             other = getattr(setup, broken.other)
             both = f"{one.name} {shown(value)} with {broken.other} {other}"
             raise SetupConflict(one.name, broken.other, f"{both}: {broken.why.format(other)}, or drop {one.name}")

@@ -221,5 +221,5 @@ def test_a_quantised_checkpoint_is_told_of() -> None:
     stored = {"quant_method": "gptq", "bits": 4}
     for settings, told in (({"quantization_config": stored}, True), ({}, False)):
         model = ModelConfig("m", "file", {"model_type": "llama", **settings})
-        warnings = CheckReport(model, None, (), {}).warnings
+        warnings = CheckReport(model=model, gpu=None, plans=(), installed={}).warnings
         assert [("gptq" in text) for text in warnings] == [True] * told

@@ -12,7 +12,7 @@ from fitplan.step.adapters import is_adapter, is_saved
 _PEFT_PREFIX = "base_model.model."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parameter:
     """One parameter; see :class:`fitplan.audit.ParameterGroup` for the fields."""
 
@@ -38,11 +38,25 @@ def parameters_of(model: nn.Module, setup: TrainingSetup) -> list[Parameter]:
         why = _why_adapter(path) if adapter else _why(param, module, module is head, setup)
         found.append(
             Parameter(
-                path.removeprefix(_PEFT_PREFIX), storage, why, param.requires_grad, adapter, _count(param), _size(param)
+                path=path.removeprefix(_PEFT_PREFIX),
+                storage=storage,
+                why=why,
+                trainable=param.requires_grad,
+                adapter=adapter,
+                count=_count(param),
+                size=_size(param),
             )
         )
     return found + [
-        Parameter(path, _storage(buffer, setup), why, False, True, 0, buffer.nbytes)
+        Parameter(
+            path=path,
+            storage=_storage(buffer, setup),
+            why=why,
+            trainable=False,
+            adapter=True,
+            count=0,
+            size=buffer.nbytes,
+        )
         for path, buffer in model.named_buffers()
         if is_adapter(path)
         for why in [ADAPTER if _is_persistent(path, modules) else NOT_SAVED]

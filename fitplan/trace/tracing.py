@@ -221,13 +221,21 @@ def _layers(config: Any) -> int:
 
 def _grouped(parameters: list[Parameter], depths: dict[str, Depth]) -> tuple[ParameterGroup, ...]:
     """Groups at full depth: what replicated layers hold counts once for each replica."""
-    groups: dict[tuple[str, str, bool, bool], tuple[int, int, str]] = {}
-    for parameter in parameters:
-        times = _replicas(layer_of_path(parameter.path), depths)
-        key = (parameter.storage, parameter.why, parameter.trainable, parameter.adapter)
-        count, size, example = groups.get(key, (0, 0, parameter.path))
-        groups[key] = (count + times * parameter.count, size + times * parameter.size, example)
-    return tuple(ParameterGroup(*key, *values) for key, values in groups.items())
+    groups: dict[tuple[str, str, bool, bool], ParameterGroup] = {}
+    for one in parameters:
+        times = _replicas(layer_of_path(one.path), depths)
+        key = (one.storage, one.why, one.trainable, one.adapter)
+        before = groups.get(key)
+        groups[key] = ParameterGroup(
+            storage=one.storage,
+            why=one.why,
+            trainable=one.trainable,
+            adapter=one.adapter,
+            parameters=times * one.count + (before.parameters if before else 0),
+            bytes=times * one.size + (before.bytes if before else 0),
+            example=before.example if before else one.path,
+        )
+    return tuple(groups.values())
 
 
 def _replicas(layer: Layer | None, depths: dict[str, Depth]) -> int:
