@@ -1,10 +1,10 @@
 """Will this fine-tune fit? The way through the house, stage by stage."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from fitplan.advice import AdviceReport, Advisor, Proposal, advise_on
 from fitplan.devices.context import context_on
@@ -15,6 +15,7 @@ from fitplan.explanation import Explanation, explain_peak
 from fitplan.fitmap import FitMap, draw_map
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.store import SHIPPED
+from fitplan.given import GivenSettings, OtherSettings
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import resolve_model
 from fitplan.notes import notes_on
@@ -41,7 +42,7 @@ def check(
     method: Method | str | None = None,
     trace: bool = False,
     progress: Progress = lambda _: None,
-    **settings: Any,
+    **settings: Unpack[OtherSettings],
 ) -> CheckReport:
     """Predict the memory of fine-tuning ``model`` and judge it against a GPU.
 
@@ -90,7 +91,7 @@ def estimate(
     capability: tuple[int, int] = DEFAULT_CAPABILITY,
     trace: bool = False,
     progress: Progress = lambda _: None,
-    **settings: Any,
+    **settings: Unpack[GivenSettings],
 ) -> MemoryEstimate:
     """Predict the memory of fine-tuning ``model`` with one setup, on a GPU, or on any of that compute capability.
 
@@ -109,7 +110,7 @@ def explain(
     vram: str | int | None = None,
     capability: tuple[int, int] = DEFAULT_CAPABILITY,
     progress: Progress = lambda _: None,
-    **settings: Any,
+    **settings: Unpack[GivenSettings],
 ) -> Explanation:
     """The formula of the peak of one setup, term by term, on a GPU, or on any of that compute capability.
 
@@ -136,7 +137,7 @@ def fit_map(
     gpu: str | int | Device | None = None,
     vram: str | int | None = None,
     progress: Progress = lambda _: None,
-    **settings: Any,
+    **settings: Unpack[GivenSettings],
 ) -> FitMap:
     """The largest batch for each sequence length and the longest sequence for each batch that fit a device.
 
@@ -164,7 +165,7 @@ def advise(
     vram: str | int | None = None,
     trace: bool = False,
     progress: Progress = lambda _: None,
-    **settings: Any,
+    **settings: Unpack[GivenSettings],
 ) -> AdviceReport:
     """What to change so that a fine-tune fits a device, or makes better use of it.
 
@@ -277,7 +278,9 @@ def keep(report: "ValidationReport") -> None:
         warnings.warn(str(error), stacklevel=3)
 
 
-def _question(model: Any, gpu: str | int | Device | None, vram: str | int | None, settings: dict[str, Any]) -> Question:
+def _question(
+    model: Any, gpu: str | int | Device | None, vram: str | int | None, settings: Mapping[str, object]
+) -> Question:
     """A question on one method, the default if ``settings`` name none."""
     return Question(model, gpu, vram, settings=tuple(settings.items()))
 

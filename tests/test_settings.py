@@ -1,16 +1,19 @@
 """The list of settings, and everything that is made from it."""
 
 import importlib.util
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from mypy.api import run as mypy_run
 
 import fitplan
 from fitplan.cli.parser import make_parser
 from fitplan.emit import emit_script
 from fitplan.footprint.recipe import recipe_of, shape_of
+from fitplan.given import GivenSettings, OtherSettings
 from fitplan.report.command import flags
 from fitplan.report.terminal import describe_recipe
 from fitplan.settings import ByName, Decides, Names, Numbers, Pattern, Setting
@@ -91,6 +94,33 @@ def test_each_setting_stands_in_the_script(one: Setting) -> None:
         plan = replace(report.plans[0], setup=replace(setup, task=task, attn=setup.attn or "sdpa"))
         scripts.append(emit_script(replace(report, plans=(plan,))))
     assert scripts[0] != scripts[1]
+
+
+def test_type_checkers_know_each_setting() -> None:
+    assert set(GivenSettings.__annotations__) == set(SETTINGS)
+    assert set(GivenSettings.__annotations__) - set(OtherSettings.__annotations__) == {"method"}
+    for name, hint in get_type_hints(GivenSettings).items():
+        one, allowed = SETTINGS[name], get_args(hint)
+        assert type(None) in allowed
+        assert not one.is_enum or {one.kind, str} <= set(allowed), name
+        assert one.kind not in (int, float, bool) or set(allowed) == {one.kind, type(None)}, name
+
+
+def _told_by_mypy(program: str, folder: Path) -> str:
+    script = folder / "program.py"
+    script.write_text(program)
+    told, _, _ = mypy_run(["--strict", "--follow-imports=silent", str(script)])
+    return told
+
+
+def test_mypy_knows_the_program_in_the_readme_and_refuses_a_slip(tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (DOCS.parent / "README.md").read_text(), re.DOTALL)
+    assert "Success" in _told_by_mypy(program, tmp_path)
+    told = _told_by_mypy(
+        'import fitplan\n\nfitplan.check("gpt2", seq_length=1)\nfitplan.advise("gpt2", lora_r="8")', tmp_path
+    )
+    assert 'Unexpected keyword argument "seq_length"' in told
+    assert 'Argument "lora_r"' in told
 
 
 def test_each_row_of_the_app_is_a_setting_that_has_one() -> None:
