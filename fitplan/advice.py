@@ -75,7 +75,7 @@ class Step:
     changes: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Proposal:
     """A changed setup, estimated.
 
@@ -368,7 +368,13 @@ class Advisor:
 
     def _proposal(self, steps: tuple[Step, ...], setup: TrainingSetup, estimate: MemoryEstimate) -> Proposal:
         verdict = judge(estimate, self._device)
-        return Proposal(steps, setup, estimate, verdict, self._asked_bytes - verdict.memory.bytes)
+        return Proposal(
+            steps=steps,
+            setup=setup,
+            estimate=estimate,
+            verdict=verdict,
+            saved_bytes=self._asked_bytes - verdict.memory.bytes,
+        )
 
 
 def _with_dtype_for(method: Method, settings: Mapping[str, Any], capability: tuple[int, int]) -> dict[str, Any]:
@@ -405,7 +411,7 @@ def proposal_document(proposal: Proposal) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Advice:
     """What can be changed.
 
@@ -455,17 +461,19 @@ def advise_on(
         if fix is None and fixed & set(names):
             fix = Advisor(asked, fixed - set(names), evaluate, device).smallest_fix()
             let_go = tuple(sorted(fixed & set(names))) if fix else ()
+    levers, unknown = advisor.single_levers()
     return Advice(
-        advisor.as_asked,
-        fix,
-        let_go,
-        *advisor.single_levers(),
-        advisor.best_settings(),
-        smallest_device(advisor.as_asked.estimate, device, devices),
+        asked=advisor.as_asked,
+        fix=fix,
+        let_go=let_go,
+        levers=levers,
+        unknown=unknown,
+        best=advisor.best_settings(),
+        device=smallest_device(advisor.as_asked.estimate, device, devices),
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdviceReport:
     """The answer of :func:`fitplan.advise`.
 

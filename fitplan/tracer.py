@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
 from fitplan.errors import MissingDependency, ModelNotSupported
@@ -28,17 +29,23 @@ def installed_versions(setup: TrainingSetup | None = None) -> dict[str, str]:
 
     They are read off the names of the installed packages' folders, ``{name}-{version}.dist-info``
     (packaging.python.org, "Recording installed projects"), because ``importlib.metadata`` takes as long as a whole
-    shipped answer.
+    shipped answer; once in a process, as a search asks hundreds of times.
     """
     libraries = (*LIBRARIES, LIGER_PACKAGE) if setup is not None and setup.use_liger_kernel else LIBRARIES
+    found = _versions_on(tuple(sys.path))
+    return {library: found[library] for library in libraries if library in found}
+
+
+@cache
+def _versions_on(folders: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for folder in sys.path:
+    for folder in folders:
         with contextlib.suppress(OSError):
             for name in os.listdir(folder or "."):  # noqa: PTH208
                 library, _, number = name.removesuffix(".dist-info").partition("-")
-                if library in libraries and name.endswith(".dist-info"):
+                if library in (*LIBRARIES, LIGER_PACKAGE) and name.endswith(".dist-info"):
                     found.setdefault(library, number)
-    return {library: found[library] for library in libraries if library in found}
+    return found
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ class Fit(StrEnum):
     DOES_NOT_FIT = "does_not_fit"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeviceMemory:
     """What a job takes of a device at its peak.
 
@@ -64,12 +64,12 @@ def device_memory(estimate: MemoryEstimate, device: Device | None) -> DeviceMemo
     spread = allocator.spread_bytes + context.spread_bytes
     room = estimate.paged_bytes if device is None else max(0, device.usable_bytes - pinned - spread)
     return DeviceMemory(
-        estimate.peak_allocated_bytes,
-        allocator.unsplit_bytes,
-        allocator.cached_bytes,
-        context,
-        min(estimate.paged_bytes, room),
-        spread,
+        allocated_bytes=estimate.peak_allocated_bytes,
+        unsplit_bytes=allocator.unsplit_bytes,
+        cached_bytes=allocator.cached_bytes,
+        context=context,
+        paged_bytes=min(estimate.paged_bytes, room),
+        spread_bytes=spread,
     )
 
 

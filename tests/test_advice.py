@@ -202,7 +202,7 @@ def test_what_only_comes_closest_is_not_said_to_fit(capsys: pytest.CaptureFixtur
         ({"method": "lora", "batch_size": 2, "gradient_checkpointing": False}, "what comes closest:"),
     ):
         advice = advise_on(TrainingSetup(**asked), frozenset({"method"}), _made_up, device, ())
-        report = AdviceReport(ModelConfig("m", "given", {}), device, advice, "shipped")
+        report = AdviceReport(model=ModelConfig("m", "given", {}), gpu=device, advice=advice, source="shipped")
         print_advice(report, Console(width=120))
         text = capsys.readouterr().out
         assert words in text

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from fitplan.api import device_named
 from fitplan.devices.context import context_on
 from fitplan.devices.device import Device, _entries, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError
@@ -12,6 +11,7 @@ from fitplan.memory import AllocatorOverhead, MemoryEstimate, MemoryMoment, esti
 from fitplan.models.resolve import ModelConfig
 from fitplan.phase import Phase
 from fitplan.plan import CheckReport
+from fitplan.question import device_named
 from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, layer_of_path
 from fitplan.units import GIB, MIB, count, gib, parse_size
 from fitplan.verdict import Fit, device_memory, judge
@@ -224,5 +224,5 @@ def test_a_quantised_checkpoint_is_told_of() -> None:
     stored = {"quant_method": "gptq", "bits": 4}
     for settings, told in (({"quantization_config": stored}, True), ({}, False)):
         model = ModelConfig("m", "file", {"model_type": "llama", **settings})
-        warnings = CheckReport(model, None, (), {}).warnings
+        warnings = CheckReport(model=model, gpu=None, plans=(), installed={}).warnings
         assert [("gptq" in text) for text in warnings] == [True] * told

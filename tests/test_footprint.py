@@ -13,6 +13,7 @@ from fitplan.estimator import surveyed
 from fitplan.footprint.derive import NotAlike
 from fitplan.footprint.document import footprint_from_dict, footprint_to_dict
 from fitplan.footprint.footprint import Footprint, Piece, piece_at_point
+from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.size import NoFormula, Numbers, Shape, Size, lengths_of, size_through
 from fitplan.footprint.store import find_shipped
 from fitplan.memory import MemoryEstimate, estimate_trace
@@ -43,6 +44,10 @@ def _model(family: str) -> ModelConfig:
     return ModelConfig(family, "file", FAMILIES[family])
 
 
+def _job(model: ModelConfig, setup: TrainingSetup) -> TrainingJob:
+    return TrainingJob(model=model, setup=setup, capability=A100)
+
+
 def _settings(family: str, method: str) -> dict[str, Any]:
     """peft has no dropout for fused experts."""
     return {n: v for n, v in METHODS[method].items() if not (n == "lora_dropout" and family == "mixtral")}
@@ -50,7 +55,7 @@ def _settings(family: str, method: str) -> dict[str, Any]:
 
 @cache
 def _footprint(family: str, method: str) -> Footprint:
-    return surveyed(_model(family), TrainingSetup(**_settings(family, method)), A100, _quiet)
+    return surveyed(_job(_model(family), TrainingSetup(**_settings(family, method))), _quiet)
 
 
 def _shapes(piece: Piece) -> st.SearchStrategy[Shape]:
@@ -102,7 +107,7 @@ def test_an_optimizer_is_added_to_a_shipped_step(optim: Optim) -> None:
     for method in ("full", "lora"):
         setup = TrainingSetup(method=method, optim=optim, batch_size=2, seq_len=96)
         shape = Shape(2, 96, setup.lora_r or 0, 1)
-        stored = find_shipped(model, setup, A100)
+        stored = find_shipped(_job(model, setup))
         assert stored is not None
         piece = stored.piece(shape)
         assert piece is not None
@@ -113,7 +118,7 @@ def test_an_optimizer_is_added_to_a_shipped_step(optim: Optim) -> None:
 
 
 def _shipped(name: str, method: str) -> Piece:
-    stored = find_shipped(resolve_model(name), TrainingSetup(method=method), A100)
+    stored = find_shipped(_job(resolve_model(name), TrainingSetup(method=method)))
     assert stored is not None
     assert stored.optimizer is not None
     return stored.footprint.pieces[-1].with_optimizer(stored.optimizer)
@@ -158,7 +163,7 @@ def test_every_model_ships_with_footprints() -> None:
         (entry.name, method)
         for entry in catalog()
         for method in ("full", "lora", "qlora")
-        if find_shipped(resolve_model(entry.name), TrainingSetup(method=method), A100) is None
+        if find_shipped(_job(resolve_model(entry.name), TrainingSetup(method=method))) is None
     ]
     assert without == []
 

@@ -10,6 +10,7 @@ from families import FAMILIES
 import fitplan
 from fitplan.errors import InputError, MissingDependency
 from fitplan.estimator import shaped, surveyed
+from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.recipe import shape_of
 from fitplan.footprint.size import Numbers, Shape, Size, lengths_of, loss_piece, size_through
 from fitplan.memory import estimate_trace
@@ -117,7 +118,7 @@ def test_the_formula_with_liger_gives_the_trace(method: str) -> None:
     model = ModelConfig("tiny", "file", LLAMA)
     settings: dict[str, Any] = {"kbit_prepare": False} if method == "qlora" else {}
     setup = TrainingSetup(method=method, use_liger_kernel=True, **settings)
-    footprint = surveyed(model, setup, (8, 0), lambda _: None)
+    footprint = surveyed(TrainingJob(model=model, setup=setup), lambda _: None)
     for shape in (Shape(1, 37, 0, 1), Shape(3, 999, 0, 2), Shape(2, 64, 0, 1)):
         job = shaped(setup, replace(shape, lora_r=4 if setup.lora_r else 0))
         piece = footprint.piece(shape_of(job))

@@ -207,11 +207,11 @@ class _Derivation:
         for rows in body_rows.values():
             summits += self._summits(rows, states, states_large)
         piece = Piece(
-            self._region,
-            tuple(self._blocks),
-            tuple(summit for _, summit in sorted(summits, key=lambda pair: pair[0])),
-            tuple(kinds),
-            self._live(entry),
+            region=self._region,
+            blocks=tuple(self._blocks),
+            summits=tuple(summit for _, summit in sorted(summits, key=lambda pair: pair[0])),
+            kinds=tuple(kinds),
+            entry=self._live(entry),
             numbers=self._low.numbers,
         )
         return self._without_unused(piece), self._optimizer(step_rows, entry, states, states_large)
@@ -286,13 +286,13 @@ class _Derivation:
                 (
                     rows[place],
                     Summit(
-                        moment.phase,
-                        moment.part,
-                        moment_title(moment, self._low.trace),
-                        moment.step,
-                        moment.micro_batch,
-                        bool(with_states[place]),
-                        self._live(values[place]),
+                        phase=moment.phase,
+                        part=moment.part,
+                        name=moment_title(moment, self._low.trace),
+                        step=moment.step,
+                        micro_batch=moment.micro_batch,
+                        with_states=bool(with_states[place]),
+                        live=self._live(values[place]),
                     ),
                 )
             )
@@ -304,13 +304,13 @@ class _Derivation:
         kept = self._highest(rows, values, np.ones(len(rows), dtype=bool)) if rows else []
         summits = [
             Summit(
-                Phase.OPTIMIZER,
-                moments[rows[p]].part,
-                moment_title(moments[rows[p]], self._low.trace),
-                moments[rows[p]].step,
-                0,
-                True,
-                self._live(values[p]),
+                phase=Phase.OPTIMIZER,
+                part=moments[rows[p]].part,
+                name=moment_title(moments[rows[p]], self._low.trace),
+                step=moments[rows[p]].step,
+                micro_batch=0,
+                with_states=True,
+                live=self._live(values[p]),
             )
             for p in sorted(kept)
         ]
@@ -384,4 +384,12 @@ def _renumbered(live: Live, number: dict[int, int]) -> Live:
 
 
 def _with_live(summit: Summit, live: Live) -> Summit:
-    return Summit(summit.phase, summit.part, summit.name, summit.step, summit.micro_batch, summit.with_states, live)
+    return Summit(
+        phase=summit.phase,
+        part=summit.part,
+        name=summit.name,
+        step=summit.step,
+        micro_batch=summit.micro_batch,
+        with_states=summit.with_states,
+        live=live,
+    )

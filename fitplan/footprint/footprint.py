@@ -98,7 +98,7 @@ class Summit:
         return f"{self.phase}/{self.part}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Region:
     """The shapes for which a formula holds.
 
@@ -153,7 +153,7 @@ class OptimizerFootprint:
     summits: tuple[Summit, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GroupFormula:
     """A :class:`ParameterGroup` whose count and bytes are formulas in the rank."""
 
@@ -169,17 +169,17 @@ class GroupFormula:
         """The group for one rank."""
         values = {"r": shape.lora_r}
         return ParameterGroup(
-            self.storage,
-            self.why,
-            self.trainable,
-            self.adapter,
-            self.parameters.at(values),
-            self.bytes.at(values),
-            self.example,
+            storage=self.storage,
+            why=self.why,
+            trainable=self.trainable,
+            adapter=self.adapter,
+            parameters=self.parameters.at(values),
+            bytes=self.bytes.at(values),
+            example=self.example,
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Piece:
     """A training step over one region, without what its optimizer adds.
 
@@ -323,25 +323,47 @@ def piece_at_point(
     workspace = lengths_of(shape, capability)["w"]
     block = Block(Category.WORKSPACES, Size(1, ("w",)), False, "cuBLAS workspaces")
     region = Region(
-        (shape.batch_size,) * 2, (shape.seq_len,) * 2, 1, (shape.lora_r,) * 2, shape.tokens,
-        (shape.gradient_accumulation_steps,) * 2,
-    )  # fmt: skip
+        batch_size=(shape.batch_size,) * 2,
+        seq_len=(shape.seq_len,) * 2,
+        seq_len_step=1,
+        lora_r=(shape.lora_r,) * 2,
+        tokens=shape.tokens,
+        gradient_accumulation_steps=(shape.gradient_accumulation_steps,) * 2,
+    )
 
     def summit(moment: MemoryMoment) -> Summit:
         handles = moment.breakdown[Category.WORKSPACES] // workspace
         constant = tuple(n for c in CATEGORIES for n in [0 if c is Category.WORKSPACES else moment.breakdown[c]])
         large = estimate.large_blocks - handles if moment is estimate.peak else 0
         live = Live(constant, large, ((0, handles),) if handles else ())
-        return Summit(Phase.FORWARD, moment.name, moment.name, 0, 0, False, live)
+        return Summit(
+            phase=Phase.FORWARD, part=moment.name, name=moment.name, step=0, micro_batch=0, with_states=False, live=live
+        )
 
     others = [moment for moment in estimate.moments if moment is not estimate.peak]
     summits = tuple(summit(moment) for moment in (estimate.peak, *others))
     kinds = tuple(f"{Phase.FORWARD}/{moment.name}" for moment in estimate.moments)
     groups = tuple(
-        GroupFormula(g.storage, g.why, g.trainable, g.adapter, Size(g.parameters), Size(g.bytes), g.example)
+        GroupFormula(
+            storage=g.storage,
+            why=g.why,
+            trainable=g.trainable,
+            adapter=g.adapter,
+            parameters=Size(g.parameters),
+            bytes=Size(g.bytes),
+            example=g.example,
+        )
         for g in parameters
     )
-    return Piece(region, (block,), summits, kinds, Live(), groups, (overhead,) if overhead else ())
+    return Piece(
+        region=region,
+        blocks=(block,),
+        summits=summits,
+        kinds=kinds,
+        entry=Live(),
+        parameters=groups,
+        overheads=(overhead,) if overhead else (),
+    )
 
 
 Line = tuple[int, int, tuple[int, ...]]

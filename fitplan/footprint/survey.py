@@ -74,7 +74,11 @@ def optimizer_footprint(
     """
     shapes = [Shape(1, SHORTEST, rank) for rank in ranks]
     low, high = (Corner(trace_at(shape).trace, shape, capability) for shape in shapes)
-    return derive(low, high, Region((1, 1), (SHORTEST, SHORTEST), 1, ranks, SHORTEST))[1]
+    return derive(
+        low,
+        high,
+        Region(batch_size=(1, 1), seq_len=(SHORTEST, SHORTEST), seq_len_step=1, lora_r=ranks, tokens=SHORTEST),
+    )[1]
 
 
 class Survey:
@@ -175,7 +179,13 @@ class Survey:
 
     def _one_row(self, stretch: _Stretch) -> tuple[Piece, OptimizerFootprint]:
         low, high = self._corner(1, stretch.low, high=False), self._corner(1, stretch.high, high=True)
-        region = Region((1, 1), (stretch.first, stretch.high), stretch.step, self._ranks, stretch.high)
+        region = Region(
+            batch_size=(1, 1),
+            seq_len=(stretch.first, stretch.high),
+            seq_len_step=stretch.step,
+            lora_r=self._ranks,
+            tokens=stretch.high,
+        )
         piece, optimizer = derive(low, high, region, self._replayed(region, 1, 0))
         return self._where_it_holds(piece, optimizer, stretch), optimizer
 
@@ -186,7 +196,13 @@ class Survey:
         """
         long = min(stretch.high, max(LONG, 2 * stretch.low)) // stretch.step * stretch.step
         rows = min(ROWS[1], TOKENS // long)
-        region = Region((ROWS[0], rows), (stretch.first, stretch.high), stretch.step, self._ranks, TOKENS)
+        region = Region(
+            batch_size=(ROWS[0], rows),
+            seq_len=(stretch.first, stretch.high),
+            seq_len_step=stretch.step,
+            lora_r=self._ranks,
+            tokens=TOKENS,
+        )
         low, high = self._corner(ROWS[0], stretch.low, high=False), self._corner(rows, long, high=True)
         known = () if self._corners[low.shape][1].attention is Attention.EAGER else one_row
         reach = known[-1].tokens if known else 0
@@ -235,6 +251,14 @@ class Survey:
             size = size_through(list(zip(values, (group.bytes for group in groups), strict=True)))
             first = groups[0]
             formulas.append(
-                GroupFormula(first.storage, first.why, first.trainable, first.adapter, count, size, first.example)
+                GroupFormula(
+                    storage=first.storage,
+                    why=first.why,
+                    trainable=first.trainable,
+                    adapter=first.adapter,
+                    parameters=count,
+                    bytes=size,
+                    example=first.example,
+                )
             )
         return tuple(formulas)

@@ -13,8 +13,7 @@ from fitplan.audit import ParameterGroup, unquantised_share
 from fitplan.devices.device import Device
 from fitplan.plan import CheckReport, Plan
 from fitplan.report.command import flags
-from fitplan.setup import ALL_LINEAR, Method, MixedPrecision, TrainingSetup
-from fitplan.setup import Padding as RowPadding
+from fitplan.setup import SETTINGS, Method, TrainingSetup
 from fitplan.trace.events import Category
 from fitplan.units import count, gib
 from fitplan.validation.records import Record
@@ -131,32 +130,12 @@ def describe(setup: TrainingSetup) -> str:
 
 def describe_recipe(setup: TrainingSetup) -> str:
     """The setup without batch size and sequence length."""
-    words = []
-    if setup.gradient_accumulation_steps > 1:
-        words.append(f"accumulated {setup.gradient_accumulation_steps} times")
-    if setup.method is not Method.FULL:
-        targets = setup.target_modules
-        shown = (
-            "all linear layers"
-            if targets == ALL_LINEAR
-            else targets
-            if isinstance(targets, str)
-            else ",".join(targets or ())
-        )
-        words.append(f"r={setup.lora_r} on {shown}")
-    if setup.quant is not None:
-        words.append(str(setup.quant) + (" with double quantisation" if setup.double_quant else ""))
-        words.append("k-bit preparation" if setup.kbit_prepare else "no k-bit preparation")
-    words.append(str(setup.dtype))
-    if setup.mixed_precision is not MixedPrecision.NO:
-        words.append(f"{setup.mixed_precision} autocast")
-    words.append("gradient checkpointing" if setup.gradient_checkpointing else "no gradient checkpointing")
-    words += [str(setup.attn), str(setup.optim)]
-    if setup.use_liger_kernel:
-        words.append("Liger kernels")
-    if setup.padding is not RowPadding.NONE:
-        words.append(f"padding to {setup.padding}")
-    return ", ".join(words)
+    text = ""
+    for one in SETTINGS.values():
+        value = getattr(setup, one.name)
+        words = "" if value is None else one.words(value)
+        text += words if words.startswith(" ") or not (words and text) else f", {words}"
+    return text
 
 
 BESIDE_NAMES = {

@@ -13,7 +13,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from fitplan.errors import InputError, MissingDependency, ModelNotSupported
 from fitplan.faults import interface_of, one_line
 from fitplan.phase import Phase
-from fitplan.setup import ALL_LINEAR, Method, Quant, Task, TrainingSetup
+from fitplan.settings import shown
+from fitplan.setup import Adapter, Dtype, Method, Quant, TrainingSetup
+from fitplan.step.adapters import KINDS, peft_arguments
 from fitplan.step.architecture import TORCH_DTYPES, build_architecture, task_of
 from fitplan.step.audit import QUANTISED
 from fitplan.step.job import Observer, Place
@@ -195,22 +197,51 @@ def _add_adapters(model: PreTrainedModel, config: PretrainedConfig, setup: Train
     if setup.kbit_prepare:
         checkpoint_kwargs = {"use_gradient_checkpointing": setup.gradient_checkpointing}
         model = peft.prepare_model_for_kbit_training(model, **checkpoint_kwargs)
-    targets = setup.target_modules
-    lora = peft.LoraConfig(
-        r=setup.lora_r,
-        lora_alpha=setup.lora_alpha,
-        lora_dropout=setup.lora_dropout,
-        target_modules=targets if targets == ALL_LINEAR or isinstance(targets, str) else list(targets or ()),
-        task_type=_PEFT_TASKS[task_of(config, setup)],
-    )
-    _check_targets(model, targets)
+    if setup.adapter is Adapter.BITFIT:
+        return _only_biases(model)
+    assert setup.adapter is not None, "what is not fully trained has an adapter"
+    kind, arguments = KINDS[setup.adapter], peft_arguments(setup, task_of(config, setup))
+    if kind.is_prompt and "task_type" not in arguments:
+        raise InputError(f"adapter {setup.adapter}: peft has no prompts for {task_of(config, setup)}; choose lora")
+    config_class = getattr(peft, kind.config)
+    for name in arguments:
+        if name not in config_class.__dataclass_fields__:
+            raise InputError(f"{name}: {kind.config} of peft {peft.__version__} has no such setting; leave it out")
+    _check_targets(model, setup.target_modules)
     device = next(model.parameters()).device
     try:
         with warnings.catch_warnings(), device:
             warnings.simplefilter("ignore")
-            return peft.get_peft_model(model, lora)
-    except ValueError as error:
-        raise InputError(f"target_modules {_shown(targets)} cannot be adapted: {one_line(error)}") from error
+            return _as_moved(peft.get_peft_model(model, config_class(**arguments)), setup)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        what = f"target_modules {shown(setup.target_modules)}" if setup.target_modules else f"adapter {setup.adapter}"
+        raise InputError(f"{what} cannot be adapted: {one_line(error)}") from error
+
+
+def _as_moved(model: nn.Module, setup: TrainingSetup) -> nn.Module:
+    """AdaLoRA's count of ranks is trained where peft converts it to the type of 16-bit weights.
+
+    What it converts becomes a parameter like any other, except on meta, where it converts nothing (peft
+    ``tuners/tuners_utils.py``, ``_move_adapter_to_device_of_base_layer``).
+    """
+    dtype = setup.compute_dtype or setup.dtype
+    if setup.adapter is Adapter.ADALORA and dtype is not Dtype.FLOAT32 and setup.quant is not Quant.INT8:
+        for path, param in model.named_parameters():
+            if "ranknum" in path:
+                param.requires_grad_(True)
+    return model
+
+
+def _only_biases(model: PreTrainedModel) -> PreTrainedModel:
+    """BitFit (Ben Zaken et al., 2022, arXiv 2106.10199): of the frozen model the biases are trained."""
+    found = False
+    for name, param in model.named_parameters():
+        is_bias = name.endswith("bias") and param.is_floating_point()
+        param.requires_grad_(is_bias)
+        found |= is_bias
+    if not found:
+        raise InputError(f"adapter bitfit: {type(model).__name__} has no biases to train; choose adapter lora")
+    return model
 
 
 def _check_targets(model: PreTrainedModel, targets: Any) -> None:
@@ -235,14 +266,6 @@ def _letters(name: str) -> str:
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | transformers.pytorch_utils.Conv1D)
-
-
-_PEFT_TASKS = {
-    Task.CAUSAL_LM: "CAUSAL_LM",
-    Task.SEQ2SEQ_LM: "SEQ_2_SEQ_LM",
-    Task.MASKED_LM: None,
-    Task.SEQUENCE_CLASSIFICATION: "SEQ_CLS",
-}
 
 
 def _apply_liger(model: PreTrainedModel, place: Place) -> None:
@@ -279,7 +302,3 @@ def _enable_checkpointing(model: Any, setup: TrainingSetup) -> None:
         enable()
     if setup.method is not Method.FULL and int(transformers.__version__.split(".")[0]) < 5:
         model.enable_input_require_grads()
-
-
-def _shown(targets: Any) -> str:
-    return ",".join(targets) if isinstance(targets, tuple) else str(targets)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fitplan.guard import Guard
 from fitplan.phase import Phase
+from fitplan.step.adapters import is_adapter
 from fitplan.trace.accumulation import Accumulation
 from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, layer_of_path
 
@@ -135,11 +136,11 @@ class Recorder(TorchDispatchMode):
         for path, param in model.named_parameters():
             self._watch_parameter(path.removeprefix(_PEFT_PREFIX), param)
         for path, buffer in model.named_buffers():
-            self._label(buffer, Category.BASE_WEIGHTS, path.removeprefix(_PEFT_PREFIX))
+            category = Category.ADAPTER_WEIGHTS if is_adapter(path) else Category.BASE_WEIGHTS
+            self._label(buffer, category, path.removeprefix(_PEFT_PREFIX))
 
     def _watch_parameter(self, path: str, param: torch.Tensor) -> None:
-        adapter = ".lora_" in path or ".modules_to_save." in path
-        category = Category.ADAPTER_WEIGHTS if adapter else Category.BASE_WEIGHTS
+        category = Category.ADAPTER_WEIGHTS if is_adapter(path) else Category.BASE_WEIGHTS
         for tensor in (param, *_quantisation_tensors(param)):
             self._label(tensor, category, path)
         if param.requires_grad:

@@ -15,6 +15,7 @@ from fitplan.cuda import cublas_workspace
 from fitplan.guard import Guard
 from fitplan.phase import Phase
 from fitplan.setup import Attention, Task, TrainingSetup
+from fitplan.step.adapters import names_single_layers
 from fitplan.step.architecture import task_of
 from fitplan.step.audit import Parameter, parameters_of
 from fitplan.step.job import Observer, Place
@@ -71,15 +72,15 @@ def trace_training(
     """Run two training steps on the meta device and record them.
 
     ``gpu`` decides which kernels are chosen; ``None`` traces the CPU's. With ``full_depth`` every layer is traced,
-    which is also what happens when the layers turn out not to repeat. ``only_optimizer`` leaves out the forward and
-    backward passes. ``progress`` is told what is being done.
+    which is also what happens when the layers turn out not to repeat, or the setup names single ones.
+    ``only_optimizer`` leaves out the forward and backward passes. ``progress`` is told what is being done.
 
     Raises:
         ModelNotSupported: the model cannot be built, or what it does depends on the values of its weights.
         InputError: the setup does not suit the model.
 
     """
-    for more_edge in () if full_depth else (0, 1):
+    for more_edge in () if full_depth or names_single_layers(setup) else (0, 1):
         short, cut = shorten(config, more_edge)
         progress(f"tracing {_layers(short)} of {_layers(config)} layers")
         run = _trace_as_is(short, setup, gpu, only_optimizer)
@@ -231,13 +232,21 @@ def _layers(config: Any) -> int:
 
 def _grouped(parameters: list[Parameter], depths: dict[str, Depth]) -> tuple[ParameterGroup, ...]:
     """Groups at full depth: what replicated layers hold counts once for each replica."""
-    groups: dict[tuple[str, str, bool, bool], tuple[int, int, str]] = {}
-    for parameter in parameters:
-        times = _replicas(layer_of_path(parameter.path), depths)
-        key = (parameter.storage, parameter.why, parameter.trainable, parameter.adapter)
-        count, size, example = groups.get(key, (0, 0, parameter.path))
-        groups[key] = (count + times * parameter.count, size + times * parameter.size, example)
-    return tuple(ParameterGroup(*key, *values) for key, values in groups.items())
+    groups: dict[tuple[str, str, bool, bool], ParameterGroup] = {}
+    for one in parameters:
+        times = _replicas(layer_of_path(one.path), depths)
+        key = (one.storage, one.why, one.trainable, one.adapter)
+        before = groups.get(key)
+        groups[key] = ParameterGroup(
+            storage=one.storage,
+            why=one.why,
+            trainable=one.trainable,
+            adapter=one.adapter,
+            parameters=times * one.count + (before.parameters if before else 0),
+            bytes=times * one.size + (before.bytes if before else 0),
+            example=before.example if before else one.path,
+        )
+    return tuple(groups.values())
 
 
 def _replicas(layer: Layer | None, depths: dict[str, Depth]) -> int:
