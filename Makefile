@@ -24,6 +24,9 @@ test-next: .venv-next/dev ## run the proof with the newest libraries and their p
 	.venv-next/bin/pip install -q --pre --upgrade torch transformers accelerate peft bitsandbytes trl
 	.venv-next/bin/pytest -n auto tests/test_proof.py tests/test_rules.py -o filterwarnings="$$DEPRECATED"
 
+test-rehearsal: .venv-rehearsal/dev ## rehearse on a CUDA build of PyTorch (5.5 GB on disk); no GPU is needed
+	.venv-rehearsal/bin/pytest -q -n 2 tests/rehearsal
+
 test-wheel: .venv/dev ## build the wheel, and answer from it without torch
 	rm -rf build/wheel build/light
 	.venv/bin/python -m build --wheel --outdir build/wheel . > /dev/null
@@ -46,7 +49,7 @@ lint: .venv/dev ## formatting, style, types, direction of the imports
 check: lint test test-oldest test-wheel ## everything that must hold before a commit
 
 clean: ## remove the environments
-	rm -rf .venv .venv-light .venv-oldest .venv-next build
+	rm -rf .venv .venv-light .venv-oldest .venv-rehearsal .venv-next build
 
 .venv-light/demo: pyproject.toml constraints/newest.txt
 	$(PYTHON) -m venv .venv-light
@@ -56,6 +59,12 @@ clean: ## remove the environments
 .venv/dev: pyproject.toml constraints/newest.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q -c constraints/newest.txt -e '.[torch,dev]'
+	touch $@
+
+.venv-rehearsal/dev: pyproject.toml constraints/rehearsal.txt
+	$(PYTHON) -m venv .venv-rehearsal
+	.venv-rehearsal/bin/pip install -q -c constraints/rehearsal.txt torch
+	.venv-rehearsal/bin/pip install -q -c constraints/rehearsal.txt -e '.[torch]' jinja2 pytest pytest-xdist
 	touch $@
 
 .venv-oldest/dev: pyproject.toml constraints/oldest.txt
@@ -68,4 +77,4 @@ clean: ## remove the environments
 	.venv-next/bin/pip install -q -e '.[torch]' pytest pytest-xdist hypothesis
 	touch $@
 
-.PHONY: help demo test test-oldest test-next test-wheel footprints pictures lint check clean
+.PHONY: help demo test test-rehearsal test-oldest test-next test-wheel footprints pictures lint check clean

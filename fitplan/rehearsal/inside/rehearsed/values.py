@@ -55,7 +55,7 @@ def keep_true():
     own, exclude = torch._C.DispatchKeySet(key), torch._C._ExcludeDispatchKeyGuard
 
     def fallback(keys, op, *args, **kwargs):
-        if op in _COMPOSITES:
+        if op in _COMPOSITES or op.namespace not in _BUILT_IN:
             return op.redispatch(keys & below, *args, **kwargs)
         with exclude(own):
             return _run(op, args, kwargs)
@@ -422,6 +422,9 @@ _COMPOSITES = frozenset(
     if hasattr(aten, name)
 )
 """Made of others on the device too, some of which have a rule: they are handed down, so that those come here."""
+
+_BUILT_IN = frozenset({"aten", "prims", "prim", "quantized", "c10d", "_c10d_functional", "inductor"})
+"""Operators of other packages are made of these."""
 
 _RULES = {
     aten.nonzero.default: _nonzero,
