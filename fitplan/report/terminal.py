@@ -92,7 +92,7 @@ def _evidence(record: Record, asked: TrainingSetup) -> Text:
     job = f"{setup['batch_size']} x {setup['seq_len']} tokens{' with ' if told else ''}{told}"
     job += f" on {record.device}, {record.date}"
     return Text(
-        f"measured: {gib(peak.measured)} {peak.title} for {job}; "
+        f"{record.grade}: {gib(peak.measured)} {peak.title} for {job}; "
         f"predicted then: {gib(peak.predicted)} ({peak.error:+.2f} %)"
     )
 

@@ -22,15 +22,16 @@ _LISTED = 5
 
 
 def print_validation(report: ValidationReport, console: Console) -> None:
-    """Print what was predicted and measured, side by side."""
-    measurement = report.measurement
-    console.print(Text.assemble((report.model.name, "bold"), f"  on {measurement.device}"))
+    """Print what was predicted and what a run took, side by side."""
+    measurement, grade = report.measurement, report.job.grade
+    here = ", rehearsed: it is not there" if report.job.rehearsed else ""
+    console.print(Text.assemble((report.model.name, "bold"), f"  on {measurement.device}{here}"))
     console.print(f"{report.setup.method}, {describe(report.setup)}", style="dim")
     console.print()
     if report.quantities:
         print_table(_quantities(report), console)
         console.print()
-    print_table(_phases(report.phases), console)
+    print_table(_phases(report.phases, grade), console)
     if measurement.out_of_memory is not None:
         console.print()
         console.print(Text(told_end(measurement.out_of_memory), style="bold"))
@@ -38,9 +39,9 @@ def print_validation(report: ValidationReport, console: Console) -> None:
         console.print()
         console.print("allocations that were not as predicted, what weighs most first:")
         for one in report.differences[:_LISTED]:
-            console.print(f"  {told_difference(one)}", highlight=False)
+            console.print(f"  {told_difference(one, grade)}", highlight=False)
     if report.first_difference is not None:
-        console.print(told_first(report.first_difference))
+        console.print(told_first(report.first_difference, grade))
     console.print()
     console.print(Text(told_verdict(report), style="bold green" if report.within else "bold red"))
 
@@ -100,7 +101,7 @@ def timelines(pairs: Iterable[PhasePair]) -> list[Series]:
 def _quantities(report: ValidationReport) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("")
-    for name in ("predicted", "measured", "difference", "error"):
+    for name in ("predicted", report.job.grade, "difference", "error"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in report.quantities:
         table.add_row(one.title, *told_sizes(one))
@@ -113,14 +114,14 @@ def told_sizes(one: Quantity) -> tuple[str, str, str, str]:
     return gib(one.predicted), gib(one.measured), difference, f"{one.error:+.3f} %"
 
 
-def _phases(pairs: tuple[PhasePair, ...]) -> Table:
-    """The timeline: what was measured as a bar, where the prediction ends as a mark."""
+def _phases(pairs: tuple[PhasePair, ...], grade: str) -> Table:
+    """The timeline: what the run took as a bar, where the prediction ends as a mark."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("step", "phase"):
         table.add_column(name)
-    for name in ("predicted", "measured"):
+    for name in ("predicted", grade):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("█ measured  │ predicted", no_wrap=True)
+    table.add_column(f"█ {grade}  │ predicted", no_wrap=True)
     rows = [(pair, *pair.sizes) for pair in pairs]
     most = max((size for _, *sizes in rows for size in sizes if size), default=1)
     for pair, predicted, measured in rows:
@@ -146,18 +147,18 @@ def step_name(step: int) -> str:
     return "first" if step == 0 else "later"
 
 
-def told_difference(one: Difference) -> str:
+def told_difference(one: Difference, grade: str = "measured") -> str:
     """One size that did not occur as often as predicted."""
     where = f"{one.phase} of step {one.step + 1}"
     who = one.measured_by or one.predicted_by
-    return f"{gib(one.bytes)} in {where}: {one.predicted} predicted, {one.measured} measured ({who})"
+    return f"{gib(one.bytes)} in {where}: {one.predicted} predicted, {one.measured} {grade} ({who})"
 
 
-def told_first(first: Difference) -> str:
+def told_first(first: Difference, grade: str = "measured") -> str:
     """Where prediction and run part."""
     return (
         f"the first, in {first.phase} of step {first.step + 1}: "
-        f"predicted {first.predicted_by}; measured {first.measured_by}"
+        f"predicted {first.predicted_by}; {grade} {first.measured_by}"
     )
 
 

@@ -15,6 +15,11 @@ class Runner(StrEnum):
     TRAINER = "trainer"
 
 
+def grade(*, rehearsed: bool) -> str:
+    """What the figures of a run are called."""
+    return "rehearsed" if rehearsed else "measured"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One run.
@@ -41,6 +46,11 @@ class Job:
     weights: str | None = None
     events: str | None = None
     rehearsed: bool = False
+
+    @property
+    def grade(self) -> str:
+        """What its figures are called: ``"rehearsed"`` or ``"measured"``, and never the one for the other."""
+        return grade(rehearsed=self.rehearsed)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""

@@ -200,12 +200,15 @@ class CudaMeter:
 
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_INSIDE = f"{os.sep}rehearsal{os.sep}inside{os.sep}"
+"""Where what runs inside a rehearsed process lies."""
 
 
 def _caller(frames: list[dict[str, Any]]) -> str:
     """The innermost frame that is not PyTorch's own; a folder above it may be called so as well."""
     for frame in frames:
-        if not frame["filename"].startswith(_TORCH) and frame["filename"] != "??":
+        name = frame["filename"]
+        if not name.startswith(_TORCH) and name != "??" and _INSIDE not in name:
             return f"{Path(frame['filename']).name}:{frame['line']} {frame['name']}"
     return ""
 

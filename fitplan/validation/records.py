@@ -31,6 +31,7 @@ class Record:
         quantities: peaks of the whole run, predicted and measured; at least one.
         phases: the same, phase by phase.
         created: when, in UTC, as ISO 8601.
+        rehearsed: whether the GPU was one that is not there.
 
     """
 
@@ -40,6 +41,14 @@ class Record:
     quantities: "tuple[Quantity, ...]"
     phases: "tuple[PhasePair, ...]"
     created: str
+    rehearsed: bool = False
+
+    @property
+    def grade(self) -> str:
+        """What its figures are called: ``"measured"`` or ``"rehearsed"``."""
+        from fitplan.validation.job import grade
+
+        return grade(rehearsed=self.rehearsed)
 
     @property
     def peak(self) -> "Quantity":
@@ -66,6 +75,7 @@ class Record:
             "device": self.device,
             "setup": self.setup,
             "quantities": {one.name: [one.predicted, one.measured] for one in self.quantities},
+            "grade": self.grade,
             "created": self.created,
         }
 
@@ -93,12 +103,18 @@ def write_record(document: dict[str, Any], folder: Path | None = None, label: st
 
 
 def nearest(model: str, setup: TrainingSetup) -> Record | None:
-    """The record of the same model and method that differs in the fewest other settings; of these, in tokens least."""
+    """The record of the same model and method that differs in the fewest other settings; of these, what was measured
+    before what was rehearsed, and in tokens least.
+    """
     tokens = math.log(setup.batch_size * setup.seq_len)
 
-    def distance(record: Record) -> tuple[int, float]:
+    def distance(record: Record) -> tuple[int, bool, float]:
         settings = record.others(setup).keys() - _BESIDE_SETTINGS
-        return len(settings), abs(math.log(record.setup["batch_size"] * record.setup["seq_len"]) - tokens)
+        return (
+            len(settings),
+            record.rehearsed,
+            abs(math.log(record.setup["batch_size"] * record.setup["seq_len"]) - tokens),
+        )
 
     return min(_records(model, str(setup.method)), key=distance, default=None)
 
@@ -143,6 +159,7 @@ def _record(document: dict[str, Any]) -> Record:
         found.quantities,
         found.phases,
         document["created"],
+        bool(document.get("run", {}).get("rehearsed")),
     )
 
 

@@ -18,6 +18,7 @@ from fitplan.rehearsal.launch import FOLDER_VARIABLE
 from fitplan.rehearsal.report import RehearsalReport
 from fitplan.verdict import Fit
 
+FITPLAN = (sys.executable, "-m", "fitplan")
 SCRIPTS = Path(__file__).parent.parent.parent / "benchmarks" / "rehearsals"
 
 LOOP = """
@@ -117,7 +118,7 @@ def test_a_crash_says_nothing_about_memory() -> None:
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(LOOP.replace("range(100)", "range(10**9)"))
     child = subprocess.Popen(
-        [sys.executable, "-m", "fitplan", "rehearse", "--gpu", "a100", "--steps", "0", "--", sys.executable, "train.py"],
+        [*FITPLAN, "rehearse", "--gpu", "a100", "--steps", "0", "--", sys.executable, "train.py"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(fitplan.__file__).parent.parent)},
     )  # fmt: skip
@@ -192,7 +193,7 @@ def test_predictions_are_met(gpu: str, settings: dict) -> None:
 
 def test_json_is_one_document(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "fitplan", "rehearse", "--json", "--gpu", "a100", "--steps", "0", "--", sys.executable, "-c",
+        [*FITPLAN, "rehearse", "--json", "--gpu", "a100", "--steps", "0", "--", sys.executable, "-c",
          "import torch; print('noise'); torch.ones(1, device='cuda')"],
         capture_output=True, text=True, timeout=120, check=False,
         env={**os.environ, "PYTHONPATH": str(Path(fitplan.__file__).parent.parent)},
