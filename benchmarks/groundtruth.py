@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import rehearsed
 from measured import section
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -512,7 +513,13 @@ def _summary_rows(groups: list[Group], results: dict[str, list[Comparison]]) -> 
 def _markdown(groups: list[Group], results: dict[str, list[Comparison]], words: dict[str, Any]) -> str:
     summary = [("rows", "number", "median error, %", "95th percentile, %", "worst, %"), *_summary_rows(groups, results)]
     introduction = words["introduction"].strip().format(torch=TORCH, bitsandbytes=BITSANDBYTES)
-    parts = [introduction, section(), "## In sum of what others measured", _markdown_table(summary, 1)]
+    parts = [
+        introduction,
+        section(),
+        rehearsed.section(),
+        "## In sum of what others measured",
+        _markdown_table(summary, 1),
+    ]
     for group in groups:
         parts += [
             f"## {group.title}",

@@ -131,21 +131,23 @@ def trace_again() -> None:
 # --- the section of the page ------------------------------------------------------------------------------------------
 
 
-def _summary(found: list[Job], quantity: str, *, again: bool) -> tuple[str, ...]:
+def summary(found: list[Job], quantity: str, *, again: bool = False) -> tuple[str, ...]:
+    """A row: how many jobs, and their errors in percent."""
     errors = sorted(abs(job.error(quantity, again=again)) for job in found)
     nearest = [errors[max(0, -(-percent * len(errors) // 100) - 1)] for percent in (90, 95)]
     numbers = (statistics.median(errors), *nearest, errors[-1])
     return (QUANTITIES[quantity], str(len(errors)), *(f"{number:.3f}" for number in numbers))
 
 
-def _table(rows: list[tuple[str, ...]], left: int) -> str:
+def table(rows: list[tuple[str, ...]], left: int) -> str:
+    """A table in Markdown, whose first ``left`` columns are words."""
     ruler = tuple("---" if place < left else "---:" for place in range(len(rows[0])))
     return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], ruler, *rows[1:]))
 
 
 def _errors(found: list[Job], *, again: bool) -> str:
     head = ("peak", "jobs", "median, %", "90 %", "95 %", "worst, %")
-    return _table([head, *(_summary(found, quantity, again=again) for quantity in QUANTITIES)], 1)
+    return table([head, *(summary(found, quantity, again=again) for quantity in QUANTITIES)], 1)
 
 
 def _misses(found: list[Job]) -> str:
@@ -156,7 +158,7 @@ def _misses(found: list[Job]) -> str:
         before = [f"{job.error(quantity):+.3f}" for quantity in SHOWN]
         after = [f"{job.error(quantity, again=True):+.3f}" if job.again else "" for quantity in SHOWN]
         rows.append((job.name, job.gpu, *before, *after))
-    return _table(rows, 2)
+    return table(rows, 2)
 
 
 def _is_off(job: Job, *, again: bool) -> bool:
@@ -167,7 +169,7 @@ def _limits() -> str:
     head = ("job", "what grows", "predicted", "measured")
     found = json.loads((MEASURED / "limits.json").read_text())
     rows = [(_limit_name(one), one["axis"], str(one["predicted"]), str(one["measured"])) for one in found]
-    return _table([head, *rows], 2)
+    return table([head, *rows], 2)
 
 
 def _limit_name(document: dict[str, Any]) -> str:
@@ -201,10 +203,15 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen.write:
         print(text)
         return 0
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{text}{after}")
+    put_into(PAGE, BEGIN, END, text)
     return 0
+
+
+def put_into(page: Path, begin: str, end: str, text: str) -> None:
+    """Exchange the section between two marks for ``text``, which has the marks itself."""
+    before, _, rest = page.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{text}{after}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ SETUPS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "gradient_checkpointing": False},
     "qlora": {"method": "qlora", "gradient_accumulation_steps": 2},
     "int8": {"method": "qlora", "quant": "int8"},
+    "liger": {"method": "qlora", "use_liger_kernel": True},
 }
 
 
@@ -42,7 +43,9 @@ def _deep_config(family: str) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replicas_equal_the_full_depth(family: str, method: str) -> None:
     config = _deep_config(family)
-    if family not in {"lora": ("llama", "t5", "gemma3"), "int8": ("llama", "gemma3")}.get(method, FAMILIES):
+    if family not in {"lora": ("llama", "t5", "gemma3"), "int8": ("llama", "gemma3"), "liger": ("llama",)}.get(
+        method, FAMILIES
+    ):
         pytest.skip("full and qlora cover this family's layers")
     setup = TrainingSetup(batch_size=2, seq_len=16, **SETUPS[method])
     full = tracing.trace_training(config, setup, Gpu(), full_depth=True)

@@ -344,11 +344,26 @@ class _Deepening:
                 ordinal += 1
                 continue
             birth = self._birth[~event]
-            key = None if birth is None else (birth[0], birth[1] + shift, birth[2])
+            key = (
+                None if birth is None else (birth[0], self._birth_layer(birth[1], stretch.index or 0, shift), birth[2])
+            )
             try:
                 self._new.released(self._plain[~event] if key is None else self._made[key], at)
             except KeyError:
                 raise NotPeriodic(f"a release in layer {number} of {self._stack} has no birth") from None
+
+    def _birth_layer(self, index: int, own: int, shift: int) -> int:
+        """Where what layer ``own`` releases was born in the deep trace: as far off as in the short one.
+
+        But what the layer at one end releases for that at the other end lived through all between, as does a gradient
+        to which each layer adds its own in place.
+        """
+        ends = self._end_of(index), self._end_of(own)
+        return index + (self._shift_of(Layer(self._stack, index)) if sorted(ends) == [-1, 1] else shift)
+
+    def _end_of(self, index: int) -> int:
+        """-1 at the beginning of the stack, 1 at its end, 0 in what is repeated."""
+        return (index >= self._depth.head + 2 * self._depth.period) - (index < self._depth.head)
 
     def _shifted_moment(self, moment: Moment, shift: int) -> Moment:
         if not shift:
