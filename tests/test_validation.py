@@ -165,8 +165,8 @@ def faked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     ) -> None:
         kept: list[Trace] = []
 
-        def traced(*arguments: Any) -> Any:
-            run = trace_job(*arguments)
+        def traced(*arguments: Any, **options: Any) -> Any:
+            run = trace_job(*arguments, **options)
             kept.append(run.trace)
             return run
 
