@@ -1,7 +1,7 @@
 """Hollow checkpoints: a model that is not on this machine is found, with the right tensors and no content.
 
-The config is one that ships with fitplan, or that is in the Hugging Face cache. The weights are a sparse file: it takes
-no room on the disk, and its pages are never read into memory. The tokenizer is a stand-in that has the model's
+The config is one that ships with fitplan, or that is in the Hugging Face cache. The weights are sparse files: they take
+no room on the disk, and their pages are never read into memory. The tokenizer is a stand-in that has the model's
 vocabulary and makes a token of every four characters.
 """
 
@@ -11,6 +11,8 @@ import struct
 
 CHARACTERS_A_TOKEN = 4
 """About what byte-pair vocabularies make of English text."""
+SHARD_BYTES = 5 << 30
+"""A file is mapped whole, and Linux refuses one mapping that is larger than the machine's memory."""
 
 _made = {}
 
@@ -83,7 +85,7 @@ def _make(repo, config_file):
 
 
 def write_weights(folder):
-    """A safetensors file of the tensors that the model has, without their content."""
+    """Safetensors files of the tensors that the model has, without their content."""
     import torch
     import transformers
 
@@ -96,19 +98,36 @@ def write_weights(folder):
     tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
     if not getattr(config, "tie_word_embeddings", False):
         tied = set()
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    shards, sizes = [{}], [0]
     for name, tensor in model.state_dict().items():
         if name in tied:
             continue
         kept = dtype if tensor.is_floating_point() else tensor.dtype
         size = tensor.numel() * kept.itemsize
-        header[name] = {"dtype": _NAMES[str(kept)], "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
+        if shards[-1] and sizes[-1] + size > SHARD_BYTES:
+            shards.append({})
+            sizes.append(0)
+        offsets = [sizes[-1], sizes[-1] + size]
+        shards[-1][name] = {"dtype": _NAMES[str(kept)], "shape": list(tensor.shape), "data_offsets": offsets}
+        sizes[-1] += size
+    if len(shards) == 1:
+        _write_shard(os.path.join(folder, "model.safetensors"), shards[0], sizes[0])
+        return
+    places = {}
+    for number, (shard, size) in enumerate(zip(shards, sizes)):
+        file = "model-%05d-of-%05d.safetensors" % (number + 1, len(shards))
+        _write_shard(os.path.join(folder, file), shard, size)
+        places.update(dict.fromkeys(shard, file))
+    with open(os.path.join(folder, "model.safetensors.index.json"), "w", encoding="utf-8") as file:
+        json.dump({"metadata": {"total_size": sum(sizes)}, "weight_map": places}, file)
+
+
+def _write_shard(path, tensors, size):
+    text = json.dumps({"__metadata__": {"format": "pt"}, **tensors}).encode()
     text += b" " * (-len(text) % 8)
-    with open(os.path.join(folder, "model.safetensors"), "wb") as file:
+    with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + offset)
+        file.truncate(8 + len(text) + size)
 
 
 _NAMES = {
