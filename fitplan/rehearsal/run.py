@@ -80,6 +80,18 @@ def _count_in(command: Sequence[str]) -> int:
         number = found and (found[1] or (command[place + 1] if place + 1 < len(command) else ""))
         if number and number.isdigit():
             return int(number)
+    return _count_in_configuration(command)
+
+
+def _count_in_configuration(command: Sequence[str]) -> int:
+    """The processes that a configuration file of ``accelerate launch`` names."""
+    for word, following in zip(command, (*command[1:], ""), strict=True):
+        option, _, joined = word.partition("=")
+        if option in {"--config_file", "--config-file"}:
+            with suppress(OSError):
+                text = Path(joined or following).read_text(encoding="utf-8", errors="replace")
+                found = re.search(r"^num_processes:\s*(\d+)", text, re.MULTILINE)
+                return int(found[1]) if found else 1
     return 1
 
 

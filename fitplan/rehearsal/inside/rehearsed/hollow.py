@@ -8,6 +8,8 @@ vocabulary and makes a token of every four characters.
 import json
 import os
 import struct
+import sys
+from contextlib import contextmanager
 
 CHARACTERS_A_TOKEN = 4
 """About what byte-pair vocabularies make of English text."""
@@ -74,7 +76,7 @@ def _is_cached(lookup, repo):
 
 def _make(repo, config_file):
     folder = os.path.join(os.environ["FITPLAN_REHEARSAL_FOLDER"], "models", str(os.getpid()), repo.replace("/", "--"))
-    os.makedirs(folder)
+    os.makedirs(folder, exist_ok=True)
     with open(config_file, encoding="utf-8") as file:
         settings = json.load(file)
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
@@ -93,7 +95,7 @@ def write_weights(folder):
     dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.bfloat16
     named = [getattr(transformers, name, None) for name in config.architectures or ()]
     kind = next((one for one in named if one is not None), None)
-    with torch.device("meta"):
+    with torch.device("meta"), _undivided():
         model = kind._from_config(config) if kind else transformers.AutoModelForCausalLM.from_config(config)
     tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
     if not getattr(config, "tie_word_embeddings", False):
@@ -120,6 +122,20 @@ def write_weights(folder):
         places.update(dict.fromkeys(shard, file))
     with open(os.path.join(folder, "model.safetensors.index.json"), "w", encoding="utf-8") as file:
         json.dump({"metadata": {"total_size": sum(sizes)}, "weight_map": places}, file)
+
+
+@contextmanager
+def _undivided():
+    """Where ZeRO-3 is configured, transformers divides every model that it builds; this one is only looked at."""
+    module = sys.modules.get("transformers.integrations.deepspeed")
+    config = getattr(module, "_hf_deepspeed_config_weak_ref", None)
+    if config is not None:
+        module._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        if config is not None:
+            module._hf_deepspeed_config_weak_ref = config
 
 
 def _write_shard(path, tensors, size):

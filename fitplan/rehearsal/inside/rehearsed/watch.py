@@ -438,6 +438,8 @@ def count_engine_steps(deepspeed):
     def counted(self, *args, **kwargs):
         _watch.engine_steps = _watch.engine_steps or 0
         before = self.global_steps
+        if self.is_gradient_accumulation_boundary():
+            _watch.mark("optimizer")
         result = step(self, *args, **kwargs)
         if self.global_steps > before:
             _watch.engine_steps += 1
