@@ -104,7 +104,10 @@ def add_rehearse(add: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--gpu", metavar="NAME", help=f"the GPU that is played (default {DEFAULT_GPU})")
     parser.add_argument("--vram", metavar="SIZE", help="an amount of memory instead of a known GPU: 24GiB")
     parser.add_argument(
-        "--ranks", type=int, metavar="N", help="GPUs that the program is shown (default: as many as the command names, else 1)"
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="GPUs that the program is shown (default: as many as the command names, else 1)",
     )
     parser.add_argument(
         "--steps", type=int, metavar="N", help="optimizer steps after which it is ended (default 3); 0: its own end"

@@ -169,7 +169,16 @@ def _compile(torch: Torch, folder: Path) -> None:
         rest = _without_rule(_names_of(torch), preloaded)
         _add(compiler, here, "rest", _versions(torch) + rest)
         (here / "opened").mkdir()
-        _run(compiler, "-shared", "-o", f"{here}/libfitplan-rehearsal.so", *preloaded, f"{here}/rest.o", "-lpthread", "-ldl")
+        _run(
+            compiler,
+            "-shared",
+            "-o",
+            f"{here}/libfitplan-rehearsal.so",
+            *preloaded,
+            f"{here}/rest.o",
+            "-lpthread",
+            "-ldl",
+        )
         _add(compiler, here, "driver-rest", _without_rule(_driver_names(torch), [f"{here}/driver.o"]))
         _add(compiler, here, "nvml-rest", _without_rule(_nvml_names(torch), [f"{here}/nvml.o"], NOT_SUPPORTED))
         for name, library in _OPENED.items():
@@ -220,7 +229,9 @@ NOT_SUPPORTED = 3
 def _without_rule(names: Iterable[str], objects: list[str], answer: int = 0) -> str:
     """C that answers success (0) for each name that no object file defines, and tells of it once."""
     defined = {line.split()[-1] for line in _run("nm", "--defined-only", *objects).splitlines() if " T " in line}
-    return f"#define ANSWER {answer}{_TOLD}" + "".join(f"WITHOUT_RULE({name})\n" for name in sorted(set(names) - defined))
+    return f"#define ANSWER {answer}{_TOLD}" + "".join(
+        f"WITHOUT_RULE({name})\n" for name in sorted(set(names) - defined)
+    )
 
 
 def _names_of(torch: Torch) -> Iterator[str]:

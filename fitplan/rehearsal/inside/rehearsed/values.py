@@ -58,7 +58,7 @@ def keep_true():
     own, exclude = torch._C.DispatchKeySet(key), torch._C._ExcludeDispatchKeyGuard
 
     def fallback(keys, op, *args, **kwargs):
-        if op in _COMPOSITES:
+        if _is_handed_down(op):
             return op.redispatch(keys & below, *args, **kwargs)
         with exclude(own):
             return _run(op, args, kwargs)
@@ -73,6 +73,15 @@ def keep_true():
     _in_new_threads(key)
 
 
+def _is_handed_down(op):
+    """Made of others, which have to come here: what PyTorch composes, and what packages write as operators of their own."""
+    found = _handed_down.get(id(op))
+    if found is None:
+        found = _handed_down[id(op)] = op.namespace not in ("aten", "prims") or op in _COMPOSITES
+    return found
+
+
+_handed_down = {}
 _VIEWS = (
     "detach alias view _unsafe_view _reshape_alias t transpose.int permute expand unsqueeze squeeze squeeze.dim "
     "select.int slice.Tensor split.Tensor unbind.int as_strided record_stream"
@@ -405,7 +414,11 @@ def _copy(op, args, kwargs):
 
 def _to_copy(op, args, kwargs):
     source = args[0]
-    if _is_weight_on_host(source) and not kwargs.get("pin_memory") and (kwargs.get("device") or source.device) == source.device:
+    if (
+        _is_weight_on_host(source)
+        and not kwargs.get("pin_memory")
+        and (kwargs.get("device") or source.device) == source.device
+    ):
         kept = {name: kwargs[name] for name in ("dtype", "memory_format") if kwargs.get(name) is not None}
         return torch.empty_like(source, **kept)
     output = op(*args, **kwargs)
@@ -442,7 +455,7 @@ _COMPOSITES = frozenset(
     )
     if hasattr(aten, name)
 )
-"""Made of others on the device too, some of which have a rule: they are handed down, so that those come here."""
+"""Made of others on the device too, some of which have a rule."""
 
 _RULES_BY_OPERATOR = {
     aten.nonzero.default: _nonzero,

@@ -25,6 +25,9 @@ LARGEST = 12
 """How many groups of allocations an account names."""
 TIMELINE = 600
 """Points of the timeline."""
+MOST_SCANS = 4
+"""All modules are looked through when an optimizer steps first: some packages try one out before the training, and some
+programs have one optimizer a parameter."""
 LINGER_SECONDS = 20
 """After the account is written the program may take so long to end by itself."""
 
@@ -143,7 +146,7 @@ class Watch:
     def names_of(self, optimizer, states):
         """Category by address, of what is live at a step."""
         found = {}
-        if not states and len(self.labels) < 2:
+        if not states and id(optimizer) not in self.steps and len(self.steps) < MOST_SCANS:
             found.update(self.names_of_weights())
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -165,7 +168,11 @@ class Watch:
         for parameter in parameters:
             adapter = some_are_frozen and parameter.requires_grad
             _name(found, parameter, "adapter weights" if adapter else "base weights")
-            for holder in (getattr(parameter, "quant_state", None), getattr(parameter.__dict__.get("quant_state"), "state2", None), parameter):
+            for holder in (
+                getattr(parameter, "quant_state", None),
+                getattr(parameter.__dict__.get("quant_state"), "state2", None),
+                parameter,
+            ):
                 for value in vars(holder).values() if hasattr(holder, "__dict__") else ():
                     if value is not parameter.grad:
                         _name(found, value, "base weights")
@@ -186,14 +193,15 @@ class Watch:
             "phase": self.marks[-1][1] if self.marks else "load",
             "step": self.done() + 1,
             "where": _where(
-                {"filename": f.filename, "line": f.lineno, "name": f.name}
-                for f in reversed(traceback.extract_stack())
+                {"filename": f.filename, "line": f.lineno, "name": f.name} for f in reversed(traceback.extract_stack())
             ),
         }
         try:
             self.out_of_memory["held"] = self.account()["peak"]["categories"]
         except Exception as error:
-            self.out_of_memory["held"] = {"not told apart (%s)" % type(error).__name__: int(stats.get("allocated_bytes.all.current", 0))}
+            self.out_of_memory["held"] = {
+                "not told apart (%s)" % type(error).__name__: int(stats.get("allocated_bytes.all.current", 0))
+            }
 
     # --- the account --------------------------------------------------------------------------------------------------
 
@@ -341,9 +349,7 @@ class History:
         starts = [self.births_before(mark) for mark in self.moments]
         return {
             "points": [(piece[0][0], max(p[1] for p in piece), max(p[2] for p in piece)) for piece in pieces],
-            "phases": [
-                (place, mark[1], mark[2] + 1) for place, mark in zip(starts, self.moments)
-            ],
+            "phases": [(place, mark[1], mark[2] + 1) for place, mark in zip(starts, self.moments)],
         }
 
     def births_before(self, mark):
