@@ -1,6 +1,13 @@
 PYTHON ?= python3
 .DEFAULT_GOAL := help
 
+# What these say of each other, and of fitplan's calls, is what will break next.
+define DEPRECATED
+error::DeprecationWarning:(fitplan|torch|transformers|accelerate|peft|bitsandbytes|trl)(\.|$$)
+error::FutureWarning:(fitplan|torch|transformers|accelerate|peft|bitsandbytes|trl)(\.|$$)
+endef
+export DEPRECATED
+
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -12,6 +19,13 @@ test: .venv/dev ## install, and run the tests
 
 test-oldest: .venv-oldest/dev ## run the proof with the oldest supported transformers
 	.venv-oldest/bin/pytest -n auto tests/test_proof.py tests/test_rules.py -k "llama or mistral or gpt2 or t5 or rules"
+
+test-next: .venv-next/dev ## run the proof with the newest libraries and their pre-releases, their warnings as errors
+	.venv-next/bin/pip install -q --pre --upgrade torch transformers accelerate peft bitsandbytes trl
+	.venv-next/bin/pytest -n auto tests/test_proof.py tests/test_rules.py -o filterwarnings="$$DEPRECATED"
+
+test-rehearsal: .venv-rehearsal/dev ## rehearse on a CUDA build of PyTorch (5.5 GB on disk); no GPU is needed
+	.venv-rehearsal/bin/pytest -q -n 2 tests/rehearsal
 
 test-wheel: .venv/dev ## build the wheel, and answer from it without torch
 	rm -rf build/wheel build/light
@@ -35,7 +49,7 @@ lint: .venv/dev ## formatting, style, types, direction of the imports
 check: lint test test-oldest test-wheel ## everything that must hold before a commit
 
 clean: ## remove the environments
-	rm -rf .venv .venv-light .venv-oldest build
+	rm -rf .venv .venv-light .venv-oldest .venv-rehearsal .venv-next build
 
 .venv-light/demo: pyproject.toml constraints/newest.txt
 	$(PYTHON) -m venv .venv-light
@@ -47,9 +61,20 @@ clean: ## remove the environments
 	.venv/bin/pip install -q -c constraints/newest.txt -e '.[torch,dev]'
 	touch $@
 
+.venv-rehearsal/dev: pyproject.toml constraints/rehearsal.txt
+	$(PYTHON) -m venv .venv-rehearsal
+	.venv-rehearsal/bin/pip install -q -c constraints/rehearsal.txt torch
+	.venv-rehearsal/bin/pip install -q -c constraints/rehearsal.txt -e '.[torch]' jinja2 pytest pytest-xdist
+	touch $@
+
 .venv-oldest/dev: pyproject.toml constraints/oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install -q -c constraints/oldest.txt -e '.[torch]' pytest pytest-xdist
 	touch $@
 
-.PHONY: help demo test test-oldest test-wheel footprints pictures lint check clean
+.venv-next/dev: pyproject.toml
+	$(PYTHON) -m venv .venv-next
+	.venv-next/bin/pip install -q -e '.[torch]' pytest pytest-xdist hypothesis
+	touch $@
+
+.PHONY: help demo test test-rehearsal test-oldest test-next test-wheel footprints pictures lint check clean

@@ -267,7 +267,7 @@ def _told(one: Forecast | str) -> dict[str, Any]:
         "peak_requested_bytes": max(phase.requested_bytes for phase in one.phases),
         "peak_allocated_bytes": max(phase.allocated_bytes or 0 for phase in one.phases),
         "peak_reserved_bytes": one.peak_reserved_bytes,
-        "device_bytes": one.peak_reserved_bytes + one.beside_bytes,
+        "device_bytes": one.peak_reserved_bytes + one.context_bytes,
     }
 
 

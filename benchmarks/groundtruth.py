@@ -20,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from measured import section
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "benchmarks" / "groundtruth"
 WORKER = DATA / "worker.py"
@@ -510,7 +512,7 @@ def _summary_rows(groups: list[Group], results: dict[str, list[Comparison]]) -> 
 def _markdown(groups: list[Group], results: dict[str, list[Comparison]], words: dict[str, Any]) -> str:
     summary = [("rows", "number", "median error, %", "95th percentile, %", "worst, %"), *_summary_rows(groups, results)]
     introduction = words["introduction"].strip().format(torch=TORCH, bitsandbytes=BITSANDBYTES)
-    parts = [introduction, "## In sum", _markdown_table(summary, 1)]
+    parts = [introduction, section(), "## In sum of what others measured", _markdown_table(summary, 1)]
     for group in groups:
         parts += [
             f"## {group.title}",

@@ -94,12 +94,14 @@ def command_times(runs: int) -> dict[str, float]:
 
 def settings_time() -> tuple[int, float]:
     """How many settings of one setup are evaluated, and the seconds that takes."""
+    from fitplan.footprint.job import TrainingJob
     from fitplan.footprint.size import Shape
     from fitplan.footprint.store import find_shipped
     from fitplan.models.resolve import resolve_model
     from fitplan.setup import TrainingSetup
 
-    stored = find_shipped(resolve_model("llama-3.1-70b"), TrainingSetup(method="qlora"), (9, 0))
+    setup = TrainingSetup(method="qlora")
+    stored = find_shipped(TrainingJob(model=resolve_model("llama-3.1-70b"), setup=setup, capability=(9, 0)))
     assert stored is not None
     piece = stored.piece(Shape(2, 128, 16))
     assert piece is not None

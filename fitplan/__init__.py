@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fitplan.errors import DeviceNotFound as DeviceNotFound
     from fitplan.errors import FitplanError as FitplanError
     from fitplan.errors import InputError as InputError
+    from fitplan.errors import LibraryMoved as LibraryMoved
     from fitplan.errors import MissingDependency as MissingDependency
     from fitplan.errors import ModelNotFound as ModelNotFound
     from fitplan.errors import ModelNotSupported as ModelNotSupported
@@ -63,6 +64,7 @@ _HOMES = {
     "FitMap": "fitplan.fitmap",
     "FitplanError": "fitplan.errors",
     "InputError": "fitplan.errors",
+    "LibraryMoved": "fitplan.errors",
     "MemoryEstimate": "fitplan.memory",
     "MemoryMoment": "fitplan.memory",
     "Method": "fitplan.setup",

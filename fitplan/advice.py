@@ -75,7 +75,7 @@ class Step:
     changes: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Proposal:
     """A changed setup, estimated.
 
@@ -292,18 +292,14 @@ class Advisor:
         return None
 
     def _leanest(self) -> TrainingSetup:
-        """The setup with every lever pulled as far as it is known: if that does not fit, nothing between does.
-
-        What changes most goes first: a kernel may be known for the method that is come to, and not for the asked one.
-        """
+        """The setup with every lever pulled as far as it is known: if that does not fit, nothing between does."""
         setup = self._asked
         while (further := self._leaner(setup)) is not None:
             setup = further
         return setup
 
     def _leaner(self, setup: TrainingSetup) -> TrainingSetup | None:
-        steps = reversed([changed for _, changed in self._steps(setup)])
-        return next((changed for changed in steps if self._evaluate(changed) is not None), None)
+        return next((changed for _, changed in self._steps(setup) if self._evaluate(changed) is not None), None)
 
     def best_settings(self) -> Proposal | None:
         """The method that changes most of the model, with what it takes to fit, then the largest batch."""
@@ -372,7 +368,13 @@ class Advisor:
 
     def _proposal(self, steps: tuple[Step, ...], setup: TrainingSetup, estimate: MemoryEstimate) -> Proposal:
         verdict = judge(estimate, self._device)
-        return Proposal(steps, setup, estimate, verdict, self._asked_bytes - verdict.memory.bytes)
+        return Proposal(
+            steps=steps,
+            setup=setup,
+            estimate=estimate,
+            verdict=verdict,
+            saved_bytes=self._asked_bytes - verdict.memory.bytes,
+        )
 
 
 def _with_dtype_for(method: Method, settings: Mapping[str, Any], capability: tuple[int, int]) -> dict[str, Any]:
@@ -409,7 +411,7 @@ def proposal_document(proposal: Proposal) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Advice:
     """What can be changed.
 
@@ -459,17 +461,19 @@ def advise_on(
         if fix is None and fixed & set(names):
             fix = Advisor(asked, fixed - set(names), evaluate, device).smallest_fix()
             let_go = tuple(sorted(fixed & set(names))) if fix else ()
+    levers, unknown = advisor.single_levers()
     return Advice(
-        advisor.as_asked,
-        fix,
-        let_go,
-        *advisor.single_levers(),
-        advisor.best_settings(),
-        smallest_device(advisor.as_asked.estimate, device, devices),
+        asked=advisor.as_asked,
+        fix=fix,
+        let_go=let_go,
+        levers=levers,
+        unknown=unknown,
+        best=advisor.best_settings(),
+        device=smallest_device(advisor.as_asked.estimate, device, devices),
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdviceReport:
     """The answer of :func:`fitplan.advise`.
 

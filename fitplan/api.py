@@ -1,27 +1,34 @@
 """Will this fine-tune fit? The way through the house, stage by stage."""
 
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from fitplan.advice import AdviceReport, Advisor, advise_on
-from fitplan.cuda import AMPERE
+from fitplan.advice import AdviceReport, Advisor, Proposal, advise_on
 from fitplan.devices.context import context_on
-from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device, known_devices
-from fitplan.errors import DeviceNotFound, FitplanError, InputError, MissingDependency, ModelNotSupported, SetupConflict
-from fitplan.estimator import answer, footprint_of, known_estimate
+from fitplan.devices.device import DEFAULT_CAPABILITY, Device, known_devices
+from fitplan.errors import (
+    FitplanError,
+    InputError,
+    LibraryMoved,
+    MissingDependency,
+    ModelNotSupported,
+    SetupConflict,
+)
+from fitplan.estimator import Answer, answer, footprint_of, known_estimate
 from fitplan.explanation import Explanation, explain_peak
 from fitplan.fitmap import FitMap, draw_map
-from fitplan.footprint.recipe import shape_of
+from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.store import SHIPPED
+from fitplan.given import GivenSettings, OtherSettings
 from fitplan.memory import MemoryEstimate
-from fitplan.models.resolve import ModelConfig, resolve_model
+from fitplan.models.resolve import resolve_model
 from fitplan.notes import notes_on
 from fitplan.plan import CheckReport, Plan
-from fitplan.setup import Attention, Method, TrainingSetup, given, settings_for, with_defaults
+from fitplan.question import Question, device_named
+from fitplan.setup import Method, TrainingSetup, given
 from fitplan.tracer import Progress, installed_versions
 from fitplan.units import parse_size
 from fitplan.validation.records import nearest, write_record
@@ -43,7 +50,7 @@ def check(
     method: Method | str | None = None,
     trace: bool = False,
     progress: Progress = lambda _: None,
-    **settings: Any,
+    **settings: Unpack[OtherSettings],
 ) -> CheckReport:
     """Predict the memory of fine-tuning ``model`` and judge it against a GPU.
 
@@ -59,24 +66,31 @@ def check(
     Raises:
         InputError: model, GPU or settings make no sense.
         MissingDependency: the answer needs packages that are not installed.
+        LibraryMoved: an installed library is not as this version of fitplan knows it.
 
     """
-    device = device_named(gpu, vram)
-    config = resolve_model(model)
+    question = Question(model, gpu, vram, method, tuple(settings.items()))
     fixed = frozenset(given(settings)) | {"method"}
     plans: list[Plan] = []
+    remarks: tuple[str, ...] = ()
     left_out: dict[Method, FitplanError] = {}
-    for one, chosen in _asked(method, _as_here(device, settings)):
+    for one, asked in question.by_method():
         try:
-            setup = _setup(config, device.capability if device else DEFAULT_CAPABILITY, chosen)
-            _check_gpu(setup, device)
-            plans.append(_plan(config, setup, device, trace, fixed, progress))
+            job = asked.job()
+            plans.append(_plan(job, trace, fixed, progress))
+            remarks = job.remarks
         except FitplanError as error:
             left_out[one] = error
     if not plans:
         raise next(iter(left_out.values()))
-    told = {one: str(error) for one, error in left_out.items()}
-    return CheckReport(config, device, tuple(plans), installed_versions(plans[0].setup), told)
+    return CheckReport(
+        model=question.config,
+        gpu=question.device,
+        plans=tuple(plans),
+        installed=installed_versions(plans[0].setup),
+        left_out={one: str(error) for one, error in left_out.items()},
+        remarks=remarks,
+    )
 
 
 def estimate(
@@ -86,7 +100,7 @@ def estimate(
     capability: tuple[int, int] = DEFAULT_CAPABILITY,
     trace: bool = False,
     progress: Progress = lambda _: None,
-    **settings: Any,
+    **settings: Unpack[GivenSettings],
 ) -> MemoryEstimate:
     """Predict the memory of fine-tuning ``model`` with one setup, on a GPU, or on any of that compute capability.
 
@@ -94,11 +108,8 @@ def estimate(
         As :func:`check`.
 
     """
-    config = resolve_model(model)
-    device, capability = _where(gpu, None, capability)
-    setup = _setup(config, capability, _as_here(device, settings))
-    _check_gpu(setup, device)
-    return answer(config, setup, capability, fresh=trace, progress=progress).estimate
+    job = _question(model, gpu, None, settings).job(capability)
+    return answer(job, fresh=trace, progress=progress).estimate
 
 
 def explain(
@@ -108,7 +119,7 @@ def explain(
     vram: str | int | None = None,
     capability: tuple[int, int] = DEFAULT_CAPABILITY,
     progress: Progress = lambda _: None,
-    **settings: Any,
+    **settings: Unpack[GivenSettings],
 ) -> Explanation:
     """The formula of the peak of one setup, term by term, on a GPU, or on any of that compute capability.
 
@@ -117,18 +128,16 @@ def explain(
         As :func:`check`.
 
     """
-    config = resolve_model(model)
-    device, capability = _where(gpu, vram, capability)
-    setup = _setup(config, capability, settings)
-    _check_gpu(setup, device)
-    stored = footprint_of(config, setup, capability, progress)
-    if not stored.reaches(shape_of(setup)):
+    job = _question(model, gpu, vram, settings).job(capability)
+    stored = footprint_of(job, progress)
+    if not stored.reaches(job.shape):
+        setup = job.setup
         raise ModelNotSupported(
             f"no formula holds for batch_size {setup.batch_size}, seq_len {setup.seq_len}"
             f"{f' and lora_r {setup.lora_r}' if setup.lora_r else ''}; fitplan check answers for single shapes"
         )
-    found = explain_peak(config, stored.resolved(setup), stored, capability)
-    return replace(found, warnings=notes_on(config, device, [setup], found.versions, installed_versions(setup)))
+    found = explain_peak(job, stored)
+    return replace(found, warnings=notes_on(job, found.versions))
 
 
 def fit_map(
@@ -137,7 +146,7 @@ def fit_map(
     gpu: str | int | Device | None = None,
     vram: str | int | None = None,
     progress: Progress = lambda _: None,
-    **settings: Any,
+    **settings: Unpack[GivenSettings],
 ) -> FitMap:
     """The largest batch for each sequence length and the longest sequence for each batch that fit a device.
 
@@ -146,15 +155,12 @@ def fit_map(
         ModelNotSupported: the setup has no formula.
 
     """
-    device = device_named(gpu, vram)
-    if device is None:
+    question = _question(model, gpu, vram, settings)
+    if question.device is None:
         raise InputError("a map needs a device; give a gpu such as h100, or an amount of vram such as 24GiB")
-    config = resolve_model(model)
-    setup = _setup(config, device.capability, settings)
-    _check_gpu(setup, device)
-    stored = footprint_of(config, setup, device.capability, progress)
-    found = draw_map(config, stored.resolved(setup), shape_of(setup), stored, device)
-    return replace(found, warnings=notes_on(config, device, [setup], found.versions, installed_versions(setup)))
+    job = question.job()
+    found = draw_map(job, footprint_of(job, progress), question.device)
+    return replace(found, warnings=notes_on(job, found.versions))
 
 
 MOST_TRACED = 16
@@ -168,7 +174,7 @@ def advise(
     vram: str | int | None = None,
     trace: bool = False,
     progress: Progress = lambda _: None,
-    **settings: Any,
+    **settings: Unpack[GivenSettings],
 ) -> AdviceReport:
     """What to change so that a fine-tune fits a device, or makes better use of it.
 
@@ -179,27 +185,33 @@ def advise(
         InputError: neither ``gpu`` nor ``vram`` is given, or as :func:`check`.
 
     """
-    device = device_named(gpu, vram)
+    question = _question(model, gpu, vram, settings)
+    device = question.device
     if device is None:
         raise InputError("advice needs a device; give a gpu such as h100, or an amount of vram such as 24GiB")
-    config = resolve_model(model)
-    setup = _setup(config, device.capability, _as_here(device, settings))
-    _check_gpu(setup, device)
-    asked = answer(config, setup, device.capability, fresh=False, progress=progress)
+    job = question.job()
+    asked = answer(job, fresh=False, progress=progress)
     left = MOST_TRACED if trace or asked.source != SHIPPED else 0
 
     def evaluate(changed: TrainingSetup) -> MemoryEstimate | None:
         nonlocal left
-        known = asked.estimate if changed == asked.setup else known_estimate(config, changed, device.capability)
+        further = job.with_setup(changed)
+        known = asked.estimate if changed == asked.setup else known_estimate(further)
         if known is None and left:
             left -= 1
-            with suppress(MissingDependency, InputError):  # a lever that this model or installation does not have
-                known = answer(config, changed, device.capability, fresh=False, progress=progress).estimate
+            others = () if changed.method is asked.setup.method else (LibraryMoved,)
+            with suppress(MissingDependency, InputError, *others):  # a lever that is not for this model or installation
+                known = answer(further, fresh=False, progress=progress).estimate
         return known
 
-    advice = advise_on(asked.setup, frozenset(given(settings)), evaluate, device, known_devices())
-    notes = notes_on(config, device, [asked.setup], asked.versions, installed_versions(asked.setup))
-    return AdviceReport(config, device, advice, asked.source, asked.versions, notes)
+    return AdviceReport(
+        model=job.model,
+        gpu=device,
+        advice=advise_on(asked.setup, frozenset(given(settings)), evaluate, device, known_devices()),
+        source=asked.source,
+        versions=asked.versions,
+        warnings=notes_on(job.with_setup(asked.setup), asked.versions),
+    )
 
 
 def validate(
@@ -251,9 +263,7 @@ def validate(
     options = Options(limit_bytes=limit, **{name: value for name, value in rest.items() if name in OPTIONS})
     config = resolve_model(model)
     settings = {name: value for name, value in rest.items() if name not in OPTIONS}
-    gpu = target.gpu
-    setup = _setup(config, gpu.capability if gpu else DEFAULT_CAPABILITY, _as_here(gpu, settings))
-    _check_gpu(setup, gpu)
+    setup = _question(config, target.gpu, None, settings).job().setup
     if len(layers) > (2 if find_limit is None else 1):
         raise InputError(f"layers are one depth{' or two' if find_limit is None else ''}, not {len(layers)}")
     if find_limit is not None:
@@ -322,123 +332,34 @@ def keep(report: "ValidationReport") -> None:
         warnings.warn(str(error), stacklevel=3)
 
 
-def device_named(gpu: str | int | Device | None, vram: str | int | None) -> Device | None:
-    """The device that a person named, or an amount of memory; ``None`` if neither is given.
-
-    Args:
-        gpu: a GPU's name; ``"auto"``, an index (``0`` as well as ``"0"``) or a UUID for one of this machine.
-        vram: an amount of memory: ``"24GiB"`` or bytes.
-
-    Raises:
-        InputError: both are given, or one makes no sense.
-        NoUsableGpu: ``gpu`` means a GPU of this machine, and there is none that can be used.
-
-    """
-    if gpu is not None and vram is not None:
-        raise SetupConflict("gpu", "vram", "gpu and vram both name a device; drop one of them")
-    if vram is not None:
-        return device_of_size(parse_size(vram))
-    if gpu is None or isinstance(gpu, Device):
-        return gpu
-    gpu = str(gpu)
-    try:
-        return find_device(gpu)
-    except DeviceNotFound:
-        from fitplan.devices.detect import choose, detect, means_this_machine, to_device
-
-        if not means_this_machine(gpu):
-            raise
-    return to_device(choose(detect(), gpu))
+def _question(
+    model: Any, gpu: str | int | Device | None, vram: str | int | None, settings: Mapping[str, object]
+) -> Question:
+    """A question on one method, the default if ``settings`` name none."""
+    return Question(model, gpu, vram, settings=tuple(settings.items()))
 
 
-def _as_here(device: Device | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings; on a GPU of this machine with the allocator as the environment sets it."""
-    if device is None or not device.is_here or settings.get("expandable_segments") is not None:
-        return settings
-    from fitplan.allocator.settings import VARIABLES, AllocatorSettings
-
-    text = next((os.environ[name] for name in VARIABLES if name in os.environ), "")
-    try:
-        return {**settings, "expandable_segments": AllocatorSettings.parse(text).expandable_segments}
-    except InputError:  # what is not modelled decides nothing here
-        return settings
-
-
-def _where(
-    gpu: str | int | Device | None, vram: str | int | None, capability: tuple[int, int]
-) -> tuple[Device | None, tuple[int, int]]:
-    """The device that was named, if any, and its compute capability, else the one that was given.
-
-    Raises:
-        InputError: ``capability`` is not two numbers, or as :func:`device_named`.
-
-    """
-    device = device_named(gpu, vram)
-    match device.capability if device else capability:
-        case (int(major), int(minor)):
-            return device, (major, minor)
-    raise InputError(f"capability must be two numbers such as (8, 0), not {capability!r}")
-
-
-def _setup(model: ModelConfig, capability: tuple[int, int], settings: dict[str, Any]) -> TrainingSetup:
-    if model.attn in set(Attention):
-        settings = {"attn": model.attn, **given(settings)}
-    method = TrainingSetup.from_dict({"method": settings.get("method")}).method
-    return TrainingSetup.from_dict(
-        with_defaults(settings, method=method, positions=model.positions, capability=capability)
-    )
-
-
-def _asked(method: Method | str | None, settings: dict[str, Any]) -> list[tuple[Method, dict[str, Any]]]:
-    """The methods that are asked about, each with its settings."""
-    if method is not None:
-        return [(TrainingSetup.from_dict({"method": method}).method, {**settings, "method": method})]
-    return [(one, settings_for(one, settings)) for one in (Method.QLORA, Method.LORA, Method.FULL)]
-
-
-def _check_gpu(setup: TrainingSetup, device: Device | None) -> None:
-    """FlashAttention-2 supports Ampere GPUs and newer (its README, "NVIDIA CUDA Support")."""
-    if device is not None and setup.attn is Attention.FLASH_ATTENTION_2 and device.capability < AMPERE:
-        raise SetupConflict(
-            "attn",
-            "gpu",
-            f"flash_attention_2 needs compute capability 8.0, and {device.name} has "
-            f"{'.'.join(map(str, device.capability))}; choose attn sdpa",
-        )
-
-
-def _plan(
-    config: ModelConfig,
-    setup: TrainingSetup,
-    device: Device | None,
-    fresh: bool,
-    fixed: frozenset[str],
-    progress: Progress,
-) -> Plan:
-    capability = device.capability if device else DEFAULT_CAPABILITY
-    found = answer(config, setup, capability, fresh=fresh, progress=progress)
-    evidence = nearest(config.name, found.setup)
-    if device is None:
-        return Plan(
-            found.setup, found.estimate, device_memory(found.estimate, None), found.parameters, None,
-            found.source, found.versions, evidence=evidence,
-        )  # fmt: skip
-    verdict = judge(found.estimate, device)
-    fix = None
-    if verdict.fit is not Fit.FITS:
-
-        def evaluate(changed: TrainingSetup) -> MemoryEstimate | None:
-            return found.estimate if changed == found.setup else known_estimate(config, changed, capability)
-
-        fix = Advisor(found.setup, fixed, evaluate, device).smallest_fix()
+def _plan(job: TrainingJob, fresh: bool, fixed: frozenset[str], progress: Progress) -> Plan:
+    found = answer(job, fresh=fresh, progress=progress)
+    verdict = judge(found.estimate, job.device) if job.device else None
     return Plan(
-        found.setup,
-        found.estimate,
-        verdict.memory,
-        found.parameters,
-        verdict,
-        found.source,
-        found.versions,
-        fix,
-        evidence,
+        setup=found.setup,
+        estimate=found.estimate,
+        memory=verdict.memory if verdict else device_memory(found.estimate, None),
+        parameters=found.parameters,
+        verdict=verdict,
+        source=found.source,
+        versions=found.versions,
+        fix=_fix(job, found, fixed) if verdict and verdict.fit is not Fit.FITS else None,
+        evidence=nearest(job.model.name, found.setup),
     )
+
+
+def _fix(job: TrainingJob, found: Answer, fixed: frozenset[str]) -> Proposal | None:
+    """The smallest change that makes it fit, of what is known without a trace."""
+    assert job.device is not None, "what does not fit was judged on a device"
+
+    def evaluate(changed: TrainingSetup) -> MemoryEstimate | None:
+        return found.estimate if changed == found.setup else known_estimate(job.with_setup(changed))
+
+    return Advisor(found.setup, fixed, evaluate, job.device).smallest_fix()

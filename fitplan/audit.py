@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
+ADAPTER = "adapter"
+NOT_SAVED = "adapter, while it is trained only"
+"""Reasons of parameters of adapters: those that are saved with them, and the rest."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
     """Parameters that are stored alike for the same reason.
 
@@ -30,6 +34,11 @@ class ParameterGroup:
     def quantised(self) -> bool:
         """Whether they are stored in 4 or 8 bits."""
         return self.storage in ("nf4", "fp4", "int8")
+
+    @property
+    def is_saved_with_adapter(self) -> bool:
+        """Whether they are part of what is saved beside the frozen model."""
+        return self.trainable if not self.adapter else self.why != NOT_SAVED
 
 
 def unquantised_share(groups: tuple[ParameterGroup, ...]) -> float:

@@ -17,7 +17,7 @@ EMBEDDING_SORTS_BEYOND = 3072
 Source: pytorch ``aten/src/ATen/native/cuda/Embedding.cu``, ``embedding_dense_backward_cuda``.
 """
 
-EMBEDDING_SEGMENT = 10
+EMBEDDING_PART = 10
 """Sorted indices that are summed at once (``EmbeddingBackwardKernel.cu``, ``NROWS_PER_THREAD``)."""
 
 

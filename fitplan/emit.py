@@ -14,7 +14,8 @@ from typing import Any
 from fitplan.errors import InputError
 from fitplan.models.resolve import ModelConfig
 from fitplan.plan import CheckReport, Plan
-from fitplan.setup import Method, MixedPrecision, Padding, Quant, Task, TrainingSetup
+from fitplan.setup import Adapter, Method, MixedPrecision, Padding, Quant, Task, TrainingSetup
+from fitplan.step.adapters import KINDS, peft_arguments
 from fitplan.units import gib
 
 SCHEMA = "fitplan.settings/1"
@@ -63,7 +64,7 @@ def emit_script(report: CheckReport) -> str:
     body = "\n\n\n".join(functions)
     return _SCRIPT.substitute(
         docstring=_docstring(report, plan, data),
-        imports=_imports(body),
+        imports=_imports(body, expandable=plan.setup.expandable_segments),
         constants=_constants(report.model, plan),
         body=body,
     )
@@ -139,7 +140,12 @@ def _prediction(report: CheckReport, plan: Plan) -> str:
 _STANDARD = ("argparse", "json")
 _FROM_STANDARD = {"pathlib": ("Path",), "typing": ("Any",)}
 _FROM_OTHERS = {
-    "peft": ("LoraConfig", "PeftModel", "get_peft_model", "prepare_model_for_kbit_training"),
+    "peft": (
+        *sorted({kind.config for kind in KINDS.values()}),
+        "PeftModel",
+        "get_peft_model",
+        "prepare_model_for_kbit_training",
+    ),
     "transformers": (
         "AutoConfig",
         "AutoModelForCausalLM",
@@ -161,16 +167,23 @@ _FROM_OTHERS = {
 }
 
 
-def _imports(body: str) -> str:
-    """What the body uses, in isort's order."""
+_EXPANDABLE = """
+# Read when torch is imported: segments that grow leave less of what is reserved idle.
+os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+"""
+
+
+def _imports(body: str, *, expandable: bool) -> str:
+    """What the body uses, in isort's order; what the allocator is told stands before torch."""
     used = set(re.findall(r"\w+", body))
 
     def lines(modules: Mapping[str, tuple[str, ...]]) -> list[str]:
         chosen = {module: [name for name in names if name in used] for module, names in modules.items()}
         return [_import(module, names) for module, names in chosen.items() if names]
 
-    standard = [f"import {name}" for name in _STANDARD]
-    return "\n".join([*standard, *lines(_FROM_STANDARD), "", "import torch", *lines(_FROM_OTHERS)])
+    standard = [f"import {name}" for name in (*_STANDARD, *(["os"] if expandable else []))]
+    allocator = [_EXPANDABLE] if expandable else []
+    return "\n".join([*standard, *lines(_FROM_STANDARD), *allocator, "", "import torch", *lines(_FROM_OTHERS)])
 
 
 def _import(module: str, names: list[str]) -> str:
@@ -236,6 +249,9 @@ def _load_model(model: ModelConfig, plan: Plan) -> str:
     if setup.method is Method.FULL:
         kind, purpose = "PreTrainedModel", "The model, all of whose weights are trained."
         body.append("return model")
+    elif setup.adapter is Adapter.BITFIT:
+        kind, purpose = "PreTrainedModel", "The frozen model, of which the biases are trained."
+        body += [*_kbit_preparation(plan), *_BIASES]
     else:
         kind, purpose = "PeftModel", "The frozen model with the adapters that are trained."
         body += [*_kbit_preparation(plan), *_adapters(plan)]
@@ -334,41 +350,39 @@ def _kbit_preparation(plan: Plan) -> list[str]:
     ]
 
 
-PEFT_TASKS = {
-    Task.CAUSAL_LM: "CAUSAL_LM",
-    Task.SEQ2SEQ_LM: "SEQ_2_SEQ_LM",
-    Task.MASKED_LM: None,
-    Task.SEQUENCE_CLASSIFICATION: "SEQ_CLS",
-}
+_BIASES = (
+    "for parameter_name, parameter in model.named_parameters():",
+    '    parameter.requires_grad_(parameter_name.endswith("bias") and parameter.is_floating_point())',
+    "return model",
+)
 
 
 def _adapters(plan: Plan) -> list[str]:
-    setup, task = plan.setup, PEFT_TASKS[_task(plan.setup)]
-    arguments = [
-        f"r={setup.lora_r}",
-        f"lora_alpha={setup.lora_alpha}",
-        f"lora_dropout={setup.lora_dropout}",
-        _target_modules(setup.target_modules or ()),
-        *([f'task_type="{task}"'] if task else []),
-    ]
-    lora = _exploded("lora = LoraConfig", arguments)
+    setup = plan.setup
+    assert setup.adapter is not None, "what is not fully trained has an adapter"
+    kind = KINDS[setup.adapter]
+    variable = "lora" if kind.config == "LoraConfig" else "adapter"
+    arguments = [_argument(name, value) for name, value in peft_arguments(setup, _task(setup)).items()]
+    config = _exploded(f"{variable} = {kind.config}", arguments)
     if not (setup.gradient_checkpointing and _use_reentrant(plan)):
-        return [lora, "return get_peft_model(model, lora)"]
+        return [config, f"return get_peft_model(model, {variable})"]
     return [
-        lora,
-        "model = get_peft_model(model, lora)",
+        config,
+        f"model = get_peft_model(model, {variable})",
         "# Reentrant checkpoints pass gradients on only where an input asks for them.",
         "model.enable_input_require_grads()",
         "return model",
     ]
 
 
-def _target_modules(targets: tuple[str, ...] | str) -> str:
-    if isinstance(targets, str):
-        return f"target_modules={_text(targets)}"
-    names = [_text(name) for name in targets]
-    line = f"target_modules=[{', '.join(names)}]"
-    return line if len(line) <= _WIDTH - len("        ,") else _exploded("target_modules=", names, "[]")
+def _argument(name: str, value: Any) -> str:
+    if name == "total_step":
+        return f"# Of its own schedule, which needs a callback; memory does not depend on it.\n{name}={value}"
+    if not isinstance(value, list):
+        return f"{name}={_text(value) if isinstance(value, str) else repr(value)}"
+    items = [_text(item) if isinstance(item, str) else repr(item) for item in value]
+    line = f"{name}=[{', '.join(items)}]"
+    return line if len(line) <= _WIDTH - len("        ,") else _exploded(f"{name}=", items, "[]")
 
 
 def _use_reentrant(plan: Plan) -> bool:

@@ -8,8 +8,9 @@
     │   └── DeviceNotFound     no GPU under that name
     │       └── NoUsableGpu    this machine has no such GPU, or it cannot be used (exit code 3)
     ├── ValidationFailed       a validation run did not come to its end (exit code 4)
-    └── MissingDependency      the answer needs a package that is not installed (exit code 2)
-        └── RehearsalImpossible  this machine or this PyTorch cannot play a GPU that is not there
+    ├── MissingDependency      the answer needs a package that is not installed (exit code 2)
+    │   └── RehearsalImpossible  this machine or this PyTorch cannot play a GPU that is not there
+    └── LibraryMoved           an installed library is not as this version of fitplan knows it (exit code 2)
 
 "Does not fit" is an answer, not an error. The messages name fields, never command line flags.
 """
@@ -53,7 +54,20 @@ class MissingDependency(FitplanError):
 
 
 class RehearsalImpossible(MissingDependency):
-    """This machine, or the PyTorch that a program uses, cannot play a GPU that is not there."""
+    """A GPU that is not there cannot be played on this machine, or to the PyTorch that a program uses."""
+
+
+class LibraryMoved(FitplanError):
+    """An installed library is not as this version of fitplan knows it.
+
+    Attributes:
+        library: the name of its module.
+
+    """
+
+    def __init__(self, library: str, message: str) -> None:
+        super().__init__(message)
+        self.library = library
 
 
 class ValidationFailed(FitplanError):

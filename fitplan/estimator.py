@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from fitplan.audit import ParameterGroup
 from fitplan.errors import MissingDependency, ModelNotSupported
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint, Piece, piece_at_point
+from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.overhead import replayed
-from fitplan.footprint.recipe import shape_of
-from fitplan.footprint.size import NoFormula, Shape
+from fitplan.footprint.size import NoFormula, Numbers, Shape
 from fitplan.footprint.store import StoredFootprint, find_cached, find_shipped, keep, why_not_shipped
 from fitplan.memory import MemoryEstimate, estimate_trace
-from fitplan.models.resolve import ModelConfig
 from fitplan.setup import Optim, TrainingSetup
 from fitplan.trace.events import Category
 from fitplan.tracer import Progress, installed_versions, needed_for, trace_job
@@ -24,8 +23,11 @@ if TYPE_CHECKING:
 
 TRACE = "trace"
 
+T5_BUCKETS = 32
+"""Relative positions that are told apart where the config does not say (transformers ``configuration_t5.py``)."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """What is known about one job.
 
@@ -45,51 +47,53 @@ class Answer:
     versions: dict[str, str]
 
 
-def answer(
-    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], *, fresh: bool, progress: Progress
-) -> Answer:
+def answer(job: TrainingJob, *, fresh: bool, progress: Progress) -> Answer:
     """The job's needs; with ``fresh`` it is traced whatever is known already.
 
     Raises:
         As :func:`fitplan.tracer.trace_job`.
 
     """
-    shape = shape_of(setup)
-    stored = None if fresh else find_stored(model, setup, capability, lambda s: s.reaches(shape))
+    stored = None if fresh else find_stored(job, lambda s: s.reaches(job.shape))
     if stored is None:
         try:
-            return _traced(model, setup, capability, progress)
+            return _traced(job, progress)
         except MissingDependency as error:
-            why = "" if fresh else f"{why_not_shipped(model, setup, capability)}; "
+            why = "" if fresh else f"{why_not_shipped(job)}; "
             raise MissingDependency(f"{why}{error}") from error
-    piece = stored.piece(shape)
+    piece = stored.piece(job.shape)
     assert piece is not None, "what was found holds for the shape"
     return Answer(
-        estimate_of(piece, model, setup, shape, capability),
-        piece.groups(shape),
-        stored.resolved(setup),
-        stored.source,
-        stored.footprint.versions,
+        estimate=estimate_of(piece, job),
+        parameters=piece.groups(job.shape),
+        setup=stored.resolved(job.setup),
+        source=stored.source,
+        versions=stored.footprint.versions,
     )
 
 
-def known_estimate(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]) -> MemoryEstimate | None:
+def known_estimate(job: TrainingJob) -> MemoryEstimate | None:
     """What a job needs if that is known without a trace."""
-    shape = shape_of(setup)
-    stored = find_stored(model, setup, capability, lambda s: s.reaches(shape))
-    piece = stored.piece(shape) if stored else None
-    return estimate_of(piece, model, setup, shape, capability) if piece else None
+    stored = find_stored(job, lambda s: s.reaches(job.shape))
+    piece = stored.piece(job.shape) if stored else None
+    return estimate_of(piece, job) if piece else None
 
 
-def estimate_of(
-    piece: Piece, model: ModelConfig, setup: TrainingSetup, shape: Shape, capability: tuple[int, int]
-) -> MemoryEstimate:
-    """What a job of this shape needs, with what the caching allocator adds, and what is in managed memory."""
-    estimate = piece.estimate(shape, capability)
+def estimate_of(piece: Piece, job: TrainingJob, shape: Shape | None = None) -> MemoryEstimate:
+    """What a job needs, or would need with another shape: with what the allocator adds, and what is in managed memory.
+
+    Args:
+        piece: of its footprint.
+        job: the job.
+        shape: its own if left out.
+
+    """
+    shape = shape or job.shape
+    estimate = piece.estimate(shape, job.capability)
     return replace(
         estimate,
-        allocator=piece.overhead(shape, expandable=setup.expandable_segments),
-        paged_bytes=_paged_bytes(piece, estimate, model, setup, capability),
+        allocator=piece.overhead(shape, expandable=job.setup.expandable_segments),
+        paged_bytes=_paged_bytes(piece, estimate, job),
     )
 
 
@@ -111,57 +115,54 @@ def paged_states(optim: Optim, trained: int, held: int, unpaged: Callable[[], in
     return max(0, unpaged() - held) if optim is Optim.PAGED_ADAMW_8BIT else 0
 
 
-def _paged_bytes(
-    piece: Piece, estimate: MemoryEstimate, model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]
-) -> int:
-    if setup.optim not in (Optim.PAGED_ADAMW_8BIT, Optim.PAGED_ADAMW_32BIT):
+def _paged_bytes(piece: Piece, estimate: MemoryEstimate, job: TrainingJob) -> int:
+    optim = job.setup.optim
+    if optim not in (Optim.PAGED_ADAMW_8BIT, Optim.PAGED_ADAMW_32BIT):
         return 0  # at once: a search evaluates thousands of setups
-    trained = sum(group.parameters for group in piece.groups(shape_of(setup)) if group.trainable)
+    trained = sum(group.parameters for group in piece.groups(job.shape) if group.trainable)
 
     def unpaged() -> int:
-        twin = known_estimate(model, setup.with_(optim=Optim.ADAMW_8BIT), capability)
+        twin = known_estimate(job.with_setup(job.setup.with_(optim=Optim.ADAMW_8BIT)))
         return _states(twin) if twin else 2 * trained
 
-    return paged_states(setup.optim, trained, _states(estimate), unpaged)
+    return paged_states(optim, trained, _states(estimate), unpaged)
 
 
 def _states(estimate: MemoryEstimate) -> int:
     return max(moment.breakdown.get(Category.OPTIMIZER_STATES, 0) for moment in estimate.moments)
 
 
-def find_stored(
-    model: ModelConfig,
-    setup: TrainingSetup,
-    capability: tuple[int, int],
-    suits: Callable[[StoredFootprint], bool],
-) -> StoredFootprint | None:
+def find_stored(job: TrainingJob, suits: Callable[[StoredFootprint], bool]) -> StoredFootprint | None:
     """The first footprint that suits, shipped ones before the user's."""
-    found = find_shipped(model, setup, capability)
+    found = find_shipped(job)
     if found is not None and suits(found):
         return found
-    found = find_cached(model, setup, capability, installed_versions(setup))
+    found = find_cached(job, installed_versions(job.setup))
     return found if found is not None and suits(found) else None
 
 
-def _traced(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> Answer:
+def _traced(job: TrainingJob, progress: Progress) -> Answer:
     """A trace of this very shape, which is kept for the next time."""
-    run = trace_job(model, setup, capability, progress)
-    shape, versions = shape_of(setup), installed_versions(setup)
+    run = trace_job(job.model, job.setup, job.capability, progress)
+    versions = installed_versions(job.setup)
     piece = piece_at_point(
         estimate_trace(run.trace),
         run.parameters,
-        shape,
-        capability,
-        replayed([a.size for a in run.trace.allocations], run.trace.events, shape, run.trace.emptied),
+        job.shape,
+        job.capability,
+        replayed([a.size for a in run.trace.allocations], run.trace.events, job.shape, run.trace.emptied),
     )
-    keep(model, setup, capability, Footprint((piece,), run.attention, run.task, versions))
-    resolved = setup.with_(attn=run.attention, task=run.task)
-    return Answer(estimate_of(piece, model, setup, shape, capability), run.parameters, resolved, TRACE, versions)
+    keep(job, Footprint((piece,), run.attention, run.task, versions))
+    return Answer(
+        estimate=estimate_of(piece, job),
+        parameters=run.parameters,
+        setup=job.setup.with_(attn=run.attention, task=run.task),
+        source=TRACE,
+        versions=versions,
+    )
 
 
-def footprint_of(
-    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress
-) -> StoredFootprint:
+def footprint_of(job: TrainingJob, progress: Progress) -> StoredFootprint:
     """The formula of this setup for jobs of any shape; surveyed and kept if it is not known.
 
     Raises:
@@ -169,54 +170,48 @@ def footprint_of(
         As :func:`fitplan.tracer.trace_job`.
 
     """
-    rank = setup.lora_r or 0
+    rank = job.shape.lora_r
 
     def reaches_further(stored: StoredFootprint) -> bool:
         regions = [piece.region for piece in stored.footprint.pieces]
         return any(not one.is_point and one.lora_r[0] <= rank <= one.lora_r[1] for one in regions)
 
-    stored = find_stored(model, setup, capability, reaches_further)
+    stored = find_stored(job, reaches_further)
     if stored is not None:
         return stored
-    footprint = surveyed(model, setup, capability, progress)
-    keep(model, setup, capability, footprint)
+    footprint = surveyed(job, progress)
+    keep(job, footprint)
     return StoredFootprint(footprint, None, TRACE)
 
 
-def surveyed(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> Footprint:
+def surveyed(job: TrainingJob, progress: Progress) -> Footprint:
     """The footprint of a setup with its optimizer, from a handful of traces; where there is no other, for its rank."""
     try:
-        footprint, optimizer = _survey(model, setup, capability, progress)
+        footprint, optimizer = _survey(job, progress)
     except NoFormula as error:
         raise ModelNotSupported(
-            f"the memory of {model.name} has no formula with this setup ({error}); "
+            f"the memory of {job.model.name} has no formula with this setup ({error}); "
             "ask fitplan check for one batch size and length at a time"
         ) from error
     return replace(footprint, pieces=tuple(piece.with_optimizer(optimizer) for piece in footprint.pieces))
 
 
-def _survey(
-    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress
-) -> tuple[Footprint, OptimizerFootprint]:
-    versions, rank = installed_versions(setup), setup.lora_r
+def _survey(job: TrainingJob, progress: Progress) -> tuple[Footprint, OptimizerFootprint]:
+    versions, rank = installed_versions(job.setup), job.shape.lora_r
+    if job.setup.num_virtual_tokens:
+        raise NoFormula("prompts make rows longer than seq_len says")
     try:
-        return survey_of(model, setup, capability, progress).footprint(versions)
+        return survey_of(job, progress).footprint(versions)
     except NoFormula:
-        if rank is None or setup.optim is Optim.ADAMW_TORCH_FUSED:
+        if not rank or job.setup.optim is Optim.ADAMW_TORCH_FUSED:
             raise
-    optimizer = optimizer_of(model, setup, capability, (rank, rank), progress)
-    usual = setup.with_(optim=Optim.ADAMW_TORCH_FUSED)
-    footprint, _ = survey_of(model, usual, capability, progress).footprint(versions)
+    optimizer = optimizer_of(job, (rank, rank), progress)
+    usual = job.with_setup(job.setup.with_(optim=Optim.ADAMW_TORCH_FUSED))
+    footprint, _ = survey_of(usual, progress).footprint(versions)
     return footprint.for_ranks(rank, rank), optimizer
 
 
-def optimizer_of(
-    model: ModelConfig,
-    setup: TrainingSetup,
-    capability: tuple[int, int],
-    ranks: tuple[int, int],
-    progress: Progress,
-) -> OptimizerFootprint:
+def optimizer_of(job: TrainingJob, ranks: tuple[int, int], progress: Progress) -> OptimizerFootprint:
     """What the optimizer of a setup adds, for these ranks and all between.
 
     Raises:
@@ -226,16 +221,16 @@ def optimizer_of(
     """
     with needed_for("tracing a model"):
         from fitplan.footprint.survey import optimizer_footprint
-    cheaper = setup.with_(gradient_checkpointing=False)
+    cheaper = job.setup.with_(gradient_checkpointing=False)
 
     @cache
     def trace_at(shape: Shape) -> "TracedRun":
-        return trace_job(model, shaped(cheaper, shape), capability, progress, only_optimizer=True)
+        return trace_job(job.model, shaped(cheaper, shape), job.capability, progress, only_optimizer=True)
 
-    return optimizer_footprint(trace_at, capability, ranks)
+    return optimizer_footprint(trace_at, job.capability, ranks)
 
 
-def survey_of(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Progress) -> "Survey":
+def survey_of(job: TrainingJob, progress: Progress) -> "Survey":
     """The survey that finds the footprint of a setup.
 
     Raises:
@@ -246,18 +241,22 @@ def survey_of(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, i
         from fitplan.footprint.survey import LONGEST, Survey
 
     return Survey(
-        lambda shape: trace_job(model, shaped(setup, shape), capability, progress),
-        capability,
-        with_rank=setup.lora_r is not None,
-        positions=model.positions or LONGEST,
-        turning_points=model.windows,
-        loss_pieces=model.loss_pieces if setup.use_liger_kernel else 0,
+        lambda shape: trace_job(job.model, shaped(job.setup, shape), job.capability, progress),
+        job.capability,
+        with_rank=job.shape.lora_r > 0,
+        positions=job.model.positions or LONGEST,
+        turning_points=job.model.windows,
+        numbers=Numbers(
+            job.model.loss_pieces if job.setup.use_liger_kernel else 0,
+            job.model.text.get("vocab_size") or 0,
+            job.model.text.get("relative_attention_num_buckets") or T5_BUCKETS,
+        ),
     )
 
 
 def shaped(setup: TrainingSetup, shape: Shape) -> TrainingSetup:
     """The setup with another shape."""
-    rank = {"lora_r": shape.lora_r} if setup.lora_r else {}
+    rank = {"lora_r": shape.lora_r} if shape.lora_r else {}
     return setup.with_(
         batch_size=shape.batch_size,
         seq_len=shape.seq_len,

@@ -7,7 +7,7 @@ from typing import Any
 from fitplan.cuda import rounded
 from fitplan.errors import InputError
 from fitplan.footprint.footprint import CATEGORIES, Piece, Summit
-from fitplan.footprint.recipe import shape_of
+from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.size import LENGTHS, Lengths, Shape, lengths_of
 from fitplan.footprint.store import SHIPPED, StoredFootprint, find_shipped
 from fitplan.models.resolve import ModelConfig
@@ -17,7 +17,7 @@ from fitplan.trace.events import Category
 SCHEMA = "fitplan.explain/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Term:
     """One term of the formula.
 
@@ -53,7 +53,7 @@ class Change:
     bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Explanation:
     """The formula of a job's peak.
 
@@ -121,29 +121,26 @@ class Explanation:
         }
 
 
-def explain_peak(
-    model: ModelConfig, setup: TrainingSetup, stored: StoredFootprint, capability: tuple[int, int]
-) -> Explanation:
-    """The formula of the peak of a setup, whose shape must lie in one of the footprint's regions."""
-    shape = shape_of(setup)
-    piece = stored.piece(shape)
+def explain_peak(job: TrainingJob, stored: StoredFootprint) -> Explanation:
+    """The formula of the peak of a job, whose shape must lie in one of the footprint's regions."""
+    piece = stored.piece(job.shape)
     assert piece is not None, "the shape lies in no region"
-    summit = piece.summit(shape, capability)
-    values = lengths_of(shape, capability, piece.loss_pieces)
-    terms = _terms(piece, summit, shape, values)
+    summit = piece.summit(job.shape, job.capability)
+    values = lengths_of(job.shape, job.capability, piece.numbers)
+    terms = _terms(piece, summit, job.shape, values)
     used = {name for term in terms for name in term.lengths}
-    peak = piece.estimate(shape, capability).peak_allocated_bytes
+    peak = piece.estimate(job.shape, job.capability).peak_allocated_bytes
     return Explanation(
-        model,
-        setup,
-        summit.name,
-        {name: value for name, value in values.items() if name in used},
-        terms,
-        peak - sum(term.bytes for term in terms),
-        _changes(model, setup, stored, capability, peak),
-        piece.region.lora_r[0] == piece.region.lora_r[1] > 0,
-        stored.source,
-        stored.footprint.versions,
+        model=job.model,
+        setup=stored.resolved(job.setup),
+        moment=summit.name,
+        values={name: value for name, value in values.items() if name in used},
+        terms=terms,
+        rounding_bytes=peak - sum(term.bytes for term in terms),
+        changes=_changes(job, stored, peak),
+        is_for_one_rank=piece.region.lora_r[0] == piece.region.lora_r[1] > 0,
+        source=stored.source,
+        versions=stored.footprint.versions,
     )
 
 
@@ -158,11 +155,21 @@ def _terms(piece: Piece, summit: Summit, shape: Shape, values: dict[str, int]) -
         share = times * rounded(block.size.at(values))
         largest[key] = max(largest.get(key, (0, "")), (share, block.what))
     terms = [
-        Term(category, c, lengths, _value(c, lengths, values), largest[category, lengths][1])
+        Term(
+            category=category,
+            coefficient=c,
+            lengths=lengths,
+            bytes=_value(c, lengths, values),
+            largest=largest[category, lengths][1],
+        )
         for (category, lengths), c in coefficients.items()
         if c
     ]
-    terms += [Term(c, n, (), n, "") for c, n in zip(CATEGORIES, summit.live.constant, strict=True) if n]
+    terms += [
+        Term(category=c, coefficient=n, lengths=(), bytes=n, largest="")
+        for c, n in zip(CATEGORIES, summit.live.constant, strict=True)
+        if n
+    ]
     return tuple(sorted(terms, key=lambda term: -term.bytes))
 
 
@@ -172,29 +179,25 @@ def _value(coefficient: int, lengths: Lengths, values: dict[str, int]) -> int:
     return coefficient
 
 
-def _changes(
-    model: ModelConfig, setup: TrainingSetup, stored: StoredFootprint, capability: tuple[int, int], peak: int
-) -> tuple[Change, ...]:
+def _changes(job: TrainingJob, stored: StoredFootprint, peak: int) -> tuple[Change, ...]:
     """One row more, 1024 tokens more, twice the rank, one micro-batch more; as far as footprints reach."""
-    steps = {"batch_size": 1, "seq_len": 1024, "lora_r": setup.lora_r, "gradient_accumulation_steps": 1}
+    steps = {"batch_size": 1, "seq_len": 1024, "lora_r": job.shape.lora_r, "gradient_accumulation_steps": 1}
     found = []
     for name, by in steps.items():
         if not by:
             continue
         with suppress(InputError):  # more than any setup may have
-            further = setup.with_(**{name: getattr(setup, name) + by})
-            piece = _piece_of(model, further, stored, capability)
+            further = job.with_setup(job.setup.with_(**{name: getattr(job.setup, name) + by}))
+            piece = _piece_of(further, stored)
             if piece is not None:
-                grown = piece.estimate(shape_of(further), capability).peak_allocated_bytes
+                grown = piece.estimate(further.shape, job.capability).peak_allocated_bytes
                 found.append(Change(name, by, grown - peak))
     return tuple(found)
 
 
-def _piece_of(
-    model: ModelConfig, setup: TrainingSetup, stored: StoredFootprint, capability: tuple[int, int]
-) -> Piece | None:
+def _piece_of(job: TrainingJob, stored: StoredFootprint) -> Piece | None:
     """The whole step of a setup that may differ in its rank, and with it in what ships for its optimizer."""
     if stored.source == SHIPPED:
-        found = find_shipped(model, setup, capability)
-        return found.piece(shape_of(setup)) if found else None
-    return stored.piece(shape_of(setup))
+        found = find_shipped(job)
+        return found.piece(job.shape) if found else None
+    return stored.piece(job.shape)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fitplan.devices.device import Device
 from fitplan.estimator import estimate_of
-from fitplan.footprint.size import Shape
+from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.store import StoredFootprint
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
@@ -34,7 +34,7 @@ class Cell:
     verdict: Verdict | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FitMap:
     """What fits a device.
 
@@ -85,14 +85,14 @@ class FitMap:
         }
 
 
-def draw_map(model: ModelConfig, setup: TrainingSetup, shape: Shape, stored: StoredFootprint, gpu: Device) -> FitMap:
-    """The map of one setup on one device; of ``shape`` only rank and accumulation matter."""
+def draw_map(job: TrainingJob, stored: StoredFootprint, gpu: Device) -> FitMap:
+    """The map of one setup on one device; of the job's shape only rank and accumulation matter."""
     pieces = [p if stored.optimizer is None else p.with_optimizer(stored.optimizer) for p in stored.footprint.pieces]
 
     def estimate(batch_size: int, seq_len: int) -> MemoryEstimate | None:
-        at = replace(shape, batch_size=batch_size, seq_len=seq_len)
+        at = replace(job.shape, batch_size=batch_size, seq_len=seq_len)
         piece = next((piece for piece in pieces if at in piece.region), None)
-        return estimate_of(piece, model, setup, at, gpu.capability) if piece else None
+        return estimate_of(piece, job, at) if piece else None
 
     reach = max(piece.region.seq_len[1] for piece in pieces)
 
@@ -108,14 +108,14 @@ def draw_map(model: ModelConfig, setup: TrainingSetup, shape: Shape, stored: Sto
     most = max(piece.region.batch_size[1] for piece in pieces)
     cells = tuple(tuple(_cell(estimate(b, s), b, s, gpu) for b in BATCHES) for s in lengths)
     return FitMap(
-        model,
-        setup,
-        gpu,
-        cells,
-        {length: _most(partial(fits, seq_len=length), most) for length in lengths},
-        {rows: LENGTH_STEP * _most(partial(fits_units, rows), reach // LENGTH_STEP) for rows in BATCHES},
-        stored.source,
-        stored.footprint.versions,
+        model=job.model,
+        setup=stored.resolved(job.setup),
+        gpu=gpu,
+        cells=cells,
+        largest_batch={length: _most(partial(fits, seq_len=length), most) for length in lengths},
+        longest_seq={rows: LENGTH_STEP * _most(partial(fits_units, rows), reach // LENGTH_STEP) for rows in BATCHES},
+        source=stored.source,
+        versions=stored.footprint.versions,
     )
 
 

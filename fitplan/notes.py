@@ -3,17 +3,26 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from fitplan.devices.device import Device
+from fitplan.footprint.job import TrainingJob
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TENSOR_CORES_FOR_BFLOAT16, Dtype, MixedPrecision, TrainingSetup
+from fitplan.tracer import installed_versions
 from fitplan.units import gib
 
 
-def notes_on(
+def notes_on(job: TrainingJob, versions: Mapping[str, str]) -> tuple[str, ...]:
+    """The notes on the answer for one job; ``versions`` are those of the libraries that were traced."""
+    installed = installed_versions(job.setup)
+    return notes(job.model, job.device, [job.setup], versions, installed, job.remarks)
+
+
+def notes(
     model: ModelConfig,
     gpu: Device | None,
     setups: Sequence[TrainingSetup],
     versions: Mapping[str, str],
     installed: Mapping[str, str],
+    remarks: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """The notes on an answer.
 
@@ -23,6 +32,7 @@ def notes_on(
         setups: what was answered.
         versions: of the libraries that were traced.
         installed: of the libraries that are installed here.
+        remarks: what of the question could not be minded.
 
     """
     moved = sorted(
@@ -31,6 +41,7 @@ def notes_on(
         if installed.get(name, version).partition("+")[0] != version.partition("+")[0]
     )
     found = [*_on_model(model), *_on_length(model, setups), *(_on_gpu(gpu, setups) if gpu is not None else ())]
+    found += remarks
     if moved:
         found.append(f"these figures were traced with {', '.join(moved)}; --trace takes the installed versions")
     return tuple(found)

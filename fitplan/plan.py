@@ -8,7 +8,7 @@ from fitplan.audit import ParameterGroup, unquantised_share
 from fitplan.devices.device import Device
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
-from fitplan.notes import notes_on
+from fitplan.notes import notes
 from fitplan.setup import Method, TrainingSetup
 from fitplan.validation.records import Record
 from fitplan.verdict import DeviceMemory, Verdict
@@ -16,7 +16,7 @@ from fitplan.verdict import DeviceMemory, Verdict
 SCHEMA = "fitplan.check/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """One setup, answered.
 
@@ -58,14 +58,14 @@ class Plan:
         """Size of the adapter's weights on disk; ``None`` for full fine-tuning."""
         if self.setup.method is Method.FULL:
             return None
-        return sum(group.bytes for group in self.parameters if group.adapter)
+        return sum(group.bytes for group in self.parameters if group.is_saved_with_adapter)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; sizes are bytes."""
         return _plan(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckReport:
     """The answer of :func:`check`.
 
@@ -75,6 +75,7 @@ class CheckReport:
         plans: one for each method asked for.
         installed: versions of the libraries that are installed here.
         left_out: methods among all of them that have no answer, and why.
+        remarks: what of the question could not be minded.
 
     """
 
@@ -83,6 +84,7 @@ class CheckReport:
     plans: tuple[Plan, ...]
     installed: dict[str, str]
     left_out: dict[Method, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -100,7 +102,7 @@ class CheckReport:
         setups = [plan.setup for plan in self.plans]
         versions = self.plans[0].versions if self.plans else {}
         left_out = [f"{method} is left out: {why}" for method, why in self.left_out.items()]
-        return (*left_out, *notes_on(self.model, self.gpu, setups, versions, self.installed))
+        return (*left_out, *notes(self.model, self.gpu, setups, versions, self.installed, self.remarks))
 
     def to_dict(self) -> dict[str, Any]:
         """The ``fitplan.check/1`` document. Keys are added, never renamed; sizes are bytes."""

@@ -5,12 +5,26 @@ Names and defaults are those of ``transformers.TrainingArguments``, ``peft.LoraC
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Self
 
 from fitplan.errors import InputError, SetupConflict
 from fitplan.names import did_you_mean
+from fitplan.settings import (
+    ByName,
+    Decides,
+    Group,
+    Names,
+    Numbers,
+    Only,
+    Pattern,
+    Row,
+    Setting,
+    doubling,
+    setting,
+    shown,
+)
 
 
 class Method(StrEnum):
@@ -86,22 +100,78 @@ class Padding(StrEnum):
     MAX_LENGTH = "max_length"
 
 
+class Adapter(StrEnum):
+    """What is trained beside the frozen weights: peft's methods, and the biases of the model itself (BitFit)."""
+
+    LORA = "lora"
+    DORA = "dora"
+    ADALORA = "adalora"
+    LOHA = "loha"
+    LOKR = "lokr"
+    IA3 = "ia3"
+    VERA = "vera"
+    BOFT = "boft"
+    OFT = "oft"
+    PREFIX = "prefix"
+    PROMPT = "prompt"
+    P_TUNING = "p-tuning"
+    BITFIT = "bitfit"
+
+
+ADAPTER_NAMES: Mapping[Adapter, str] = {
+    Adapter.LORA: "LoRA",
+    Adapter.DORA: "DoRA",
+    Adapter.ADALORA: "AdaLoRA",
+    Adapter.LOHA: "LoHa",
+    Adapter.LOKR: "LoKr",
+    Adapter.IA3: "IA3",
+    Adapter.VERA: "VeRA",
+    Adapter.BOFT: "BOFT",
+    Adapter.OFT: "OFT",
+    Adapter.PREFIX: "prefix tuning",
+    Adapter.PROMPT: "prompt tuning",
+    Adapter.P_TUNING: "p-tuning",
+    Adapter.BITFIT: "biases only",
+}
+
+
+class LoraInit(StrEnum):
+    """``LoraConfig.init_lora_weights``, as far as it needs no data: ``true`` is peft's default."""
+
+    TRUE = "true"
+    GAUSSIAN = "gaussian"
+    ORTHOGONAL = "orthogonal"
+    OLORA = "olora"
+    PISSA = "pissa"
+
+
 LIGER_PACKAGE = "liger_kernel"
 """Decides the numbers of setups with ``use_liger_kernel`` only."""
 ALL_LINEAR = "all-linear"
 DEFAULT_SEQ_LEN = 2048
 
-_SPELLINGS: Mapping[type[StrEnum], Mapping[str, str]] = {
-    Dtype: {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"},
-    Attention: {"fa2": "flash_attention_2", "flash": "flash_attention_2"},
-    Quant: {"8bit": "int8", "4bit": "nf4"},
-    Optim: {"adamw_bnb_8bit": "adamw_8bit", "paged_adamw": "paged_adamw_32bit"},
-}
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
+
+_ADAPTED = Only("method", (Method.LORA, Method.QLORA), "full fine-tuning has no adapters; choose method lora or qlora")
+_QUANTISED = Only("method", (Method.QLORA,), "{} does not quantise; choose method qlora")
+_LORA = (Adapter.LORA, Adapter.DORA)
+_PROMPTS = (Adapter.PREFIX, Adapter.PROMPT, Adapter.P_TUNING)
+_TUNERS = tuple(one for one in Adapter if one not in (*_PROMPTS, Adapter.BITFIT))
+
+
+def _adapters(*adapters: Adapter) -> tuple[Only, ...]:
+    """For a setting of some adapters."""
+    choose = f"choose adapter {adapters[0]}" + (f" or {adapters[1]}" if len(adapters) > 1 else "")
+    return _ADAPTED, Only("adapter", adapters, f"{{}} has no such setting; {choose}")
+
+
+_FOUR_BIT = Only("quant", (Quant.NF4, Quant.FP4), "int8 has no such setting; choose quant nf4 or fp4")
+_CLASSIFIES = Only("task", (Task.SEQUENCE_CLASSIFICATION,), "only sequence-classification counts labels; choose it")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSetup:
-    """One fine-tuning job, complete and free of contradictions.
+    """One fine-tuning job, complete and free of contradictions. Here stands each setting, and nowhere else.
 
     Fields left out, or given as ``None``, take the value that a user of ``transformers.Trainer`` and peft gets; fields
     that mean nothing for the chosen method are ``None``. Strings are accepted wherever an enum stands.
@@ -112,69 +182,383 @@ class TrainingSetup:
 
     """
 
-    method: Method = Method.QLORA
-    task: Task | None = None
-    """``None``: the one that the model's ``architectures`` names."""
-    batch_size: int = 1
-    """Rows in one micro-batch: ``per_device_train_batch_size``."""
-    seq_len: int = DEFAULT_SEQ_LEN
-    """Tokens in a row, padding included; for sequence-to-sequence models, of the source and of the target."""
-    gradient_accumulation_steps: int = 1
-    lora_r: int | None = None
-    lora_alpha: int | None = None
-    lora_dropout: float | None = None
-    target_modules: tuple[str, ...] | str | None = None
-    """Module names, also in one string with commas; ``"all-linear"``: every linear layer but the output head (peft)."""
-    quant: Quant | None = None
-    double_quant: bool | None = None
-    """``bnb_4bit_use_double_quant``."""
-    compute_dtype: Dtype | None = None
-    """``bnb_4bit_compute_dtype``; by default the ``dtype``."""
-    kbit_prepare: bool | None = None
-    """Whether ``peft.prepare_model_for_kbit_training`` is called."""
-    dtype: Dtype = Dtype.BFLOAT16
-    mixed_precision: MixedPrecision | None = None
-    gradient_checkpointing: bool = True
-    attn: Attention | None = None
-    """``None``: transformers' own choice, SDPA where the model supports it, else eager."""
-    optim: Optim = Optim.ADAMW_TORCH_FUSED
-    use_liger_kernel: bool = False
-    """Fused kernels for norms, rotary positions, MLPs and the loss, which never keeps the logits of all tokens."""
-    expandable_segments: bool = False
-    """Whether ``PYTORCH_CUDA_ALLOC_CONF`` says ``expandable_segments:True``."""
-    padding: Padding = Padding.NONE
-    num_labels: int | None = field(default=None)
-    """Classes of a sequence classifier."""
+    method: Method = setting(
+        Method.QLORA,
+        kind=Method,
+        group=Group.JOB,
+        help="how the model is fine-tuned",
+        row=Row("method", "all weights, adapters, or adapters on quantised weights"),
+    )
+    task: Task | None = setting(
+        kind=Task,
+        group=Group.JOB,
+        help="what the model is trained to do",
+        told_default=": the one that its config names",
+    )
+    batch_size: int = setting(
+        1,
+        kind=int,
+        metavar="N",
+        span=(1, 2**20),
+        group=Group.JOB,
+        help="rows in a micro-batch",
+        theirs="per_device_train_batch_size",
+        decides=Decides.SHAPE,
+        row=Row("batch", "rows in a micro-batch; activations and logits grow with it", doubling(1, 1024), 1),
+    )
+    seq_len: int = setting(
+        DEFAULT_SEQ_LEN,
+        kind=int,
+        metavar="N",
+        span=(1, 2**24),
+        group=Group.JOB,
+        help="tokens in a row, padding included; of sequence-to-sequence models in the source and in the target",
+        told_default=f"{DEFAULT_SEQ_LEN}, or what the model can",
+        decides=Decides.SHAPE,
+        row=Row("length", "tokens in a row; activations and logits grow with it", doubling(128, 131_072), 64),
+    )
+    gradient_accumulation_steps: int = setting(
+        1,
+        kind=int,
+        metavar="N",
+        span=(1, 2**12),
+        group=Group.JOB,
+        help="micro-batches in a step",
+        decides=Decides.SHAPE,
+        row=Row("accumulate", "micro-batches in an optimizer step", doubling(1, 256), 1),
+        words=lambda times: f"accumulated {times} times" if times > 1 else "",
+    )
+    adapter: Adapter | None = setting(
+        usual=Adapter.LORA,
+        kind=Adapter,
+        group=Group.ADAPTERS,
+        help="what is trained beside the frozen weights",
+        only=(_ADAPTED,),
+        row=Row("adapter", "what is trained beside the frozen weights (peft)"),
+        words=lambda adapter: "" if adapter is Adapter.LORA else ADAPTER_NAMES[adapter],
+    )
+    lora_r: int | None = setting(
+        usual=16,
+        usual_for={Adapter.VERA: 256},
+        kind=int,
+        metavar="R",
+        span=(1, 2**16),
+        group=Group.ADAPTERS,
+        help="rank",
+        theirs="r",
+        only=_adapters(*_LORA, Adapter.ADALORA, Adapter.LOHA, Adapter.LOKR, Adapter.VERA),
+        decides=Decides.SHAPE,
+        row=Row("rank", "rank of the adapters; all that they need grows with it", doubling(1, 512), 1),
+        words=lambda rank: f"r={rank}",
+    )
+    lora_alpha: int | None = setting(
+        usual=32,
+        kind=int,
+        metavar="N",
+        span=(1, 2**20),
+        group=Group.ADAPTERS,
+        help="scaling",
+        only=_adapters(*_LORA, Adapter.ADALORA, Adapter.LOHA, Adapter.LOKR),
+        decides=Decides.NOTHING,
+    )
+    lora_dropout: float | None = setting(
+        usual=0.0,
+        kind=float,
+        metavar="P",
+        span=(0, 1),
+        group=Group.ADAPTERS,
+        help="dropout",
+        only=_adapters(*_LORA, Adapter.ADALORA, Adapter.VERA),
+    )
+    target_modules: tuple[str, ...] | str | None = setting(
+        usual=ALL_LINEAR,
+        usual_for={Adapter.IA3: None},
+        told_default=f"{ALL_LINEAR}; with ia3 those that peft names for the model",
+        kind=Pattern,
+        metavar="NAMES",
+        group=Group.ADAPTERS,
+        help="module names with commas, or a regular expression; all-linear is every linear layer but the output head",
+        only=_adapters(*_TUNERS),
+        row=Row("targets", "the modules that get adapters", (ALL_LINEAR,)),
+        words=lambda names: f" on {'all linear layers' if names == ALL_LINEAR else shown(names)}",
+    )
+    exclude_modules: tuple[str, ...] | str | None = setting(
+        kind=Pattern,
+        metavar="NAMES",
+        group=Group.ADAPTERS,
+        help="modules that get none all the same",
+        only=_adapters(*(one for one in _TUNERS if one is not Adapter.VERA)),
+        words=lambda names: f" but {shown(names)}",
+    )
+    modules_to_save: tuple[str, ...] | None = setting(
+        kind=Names,
+        metavar="NAMES",
+        group=Group.ADAPTERS,
+        help="modules that are trained whole, in a copy",
+        only=_adapters(*_TUNERS),
+        words=lambda names: f" and all of {shown(names)}",
+    )
+    layers_to_transform: tuple[int, ...] | None = setting(
+        kind=Numbers,
+        metavar="N[,N]",
+        span=(0, 2**16),
+        group=Group.ADAPTERS,
+        help="the layers that get adapters",
+        told_default="all",
+        only=_adapters(*(one for one in _TUNERS if one is not Adapter.IA3)),
+        words=lambda layers: f" in layers {shown(layers)}",
+    )
+    use_dora: bool | None = setting(
+        usual=False,
+        usual_for={Adapter.DORA: True},
+        kind=bool,
+        group=Group.ADAPTERS,
+        help="the same as --adapter dora",
+        told_default="off",
+        only=_adapters(*_LORA),
+    )
+    use_rslora: bool | None = setting(
+        usual=False,
+        kind=bool,
+        group=Group.ADAPTERS,
+        help="scale by the root of the rank",
+        only=_adapters(*_LORA),
+        decides=Decides.NOTHING,
+    )
+    rank_pattern: tuple[tuple[str, int], ...] | None = setting(
+        kind=ByName,
+        metavar="NAME=R[,NAME=R]",
+        span=(1, 2**16),
+        group=Group.ADAPTERS,
+        help="other ranks for some modules",
+        only=_adapters(*_LORA, Adapter.LOHA, Adapter.LOKR),
+        words=lambda ranks: f" (r: {shown(ranks)})",
+    )
+    alpha_pattern: tuple[tuple[str, int], ...] | None = setting(
+        kind=ByName,
+        metavar="NAME=N[,NAME=N]",
+        span=(1, 2**20),
+        group=Group.ADAPTERS,
+        help="other scalings for some modules",
+        only=_adapters(*_LORA, Adapter.LOHA, Adapter.LOKR),
+        decides=Decides.NOTHING,
+    )
+    target_parameters: tuple[str, ...] | None = setting(
+        kind=Names,
+        metavar="NAMES",
+        group=Group.ADAPTERS,
+        help="parameters that get adapters, as those of fused experts",
+        only=_adapters(*_LORA),
+        words=lambda names: f" and parameters {shown(names)}",
+    )
+    init_lora_weights: LoraInit | None = setting(
+        usual=LoraInit.TRUE,
+        kind=LoraInit,
+        group=Group.ADAPTERS,
+        help="how the adapters begin",
+        only=_adapters(*_LORA),
+        words=lambda init: "" if init is LoraInit.TRUE else f"{init} weights",
+    )
+    feedforward_modules: tuple[str, ...] | str | None = setting(
+        kind=Pattern,
+        metavar="NAMES",
+        group=Group.ADAPTERS,
+        help="of the modules those whose inputs are scaled",
+        told_default="those that peft names for the model",
+        only=_adapters(Adapter.IA3),
+    )
+    oft_block_size: int | None = setting(
+        usual=32,
+        kind=int,
+        metavar="N",
+        span=(1, 2**16),
+        group=Group.ADAPTERS,
+        help="rows of a block of OFT",
+        only=_adapters(Adapter.OFT),
+        words=lambda size: f" in blocks of {size}",
+    )
+    boft_block_size: int | None = setting(
+        usual=4,
+        kind=int,
+        metavar="N",
+        span=(1, 2**16),
+        group=Group.ADAPTERS,
+        help="rows of a block of BOFT",
+        only=_adapters(Adapter.BOFT),
+        words=lambda size: f" in blocks of {size}",
+    )
+    boft_n_butterfly_factor: int | None = setting(
+        usual=1,
+        kind=int,
+        metavar="N",
+        span=(1, 2**8),
+        group=Group.ADAPTERS,
+        help="butterfly factors of BOFT",
+        only=_adapters(Adapter.BOFT),
+    )
+    num_virtual_tokens: int | None = setting(
+        usual=20,
+        kind=int,
+        metavar="N",
+        span=(1, 2**16),
+        group=Group.ADAPTERS,
+        help="tokens that are learned, before those of the row",
+        only=_adapters(*_PROMPTS),
+        words=lambda tokens: f" of {tokens} tokens",
+    )
+    encoder_hidden_size: int | None = setting(
+        kind=int,
+        metavar="N",
+        span=(1, 2**20),
+        group=Group.ADAPTERS,
+        help="width of the encoder of p-tuning",
+        told_default="that of the model",
+        only=_adapters(Adapter.P_TUNING),
+    )
+    quant: Quant | None = setting(
+        usual=Quant.NF4,
+        kind=Quant,
+        spellings={"8bit": "int8", "4bit": "nf4"},
+        group=Group.ADAPTERS,
+        help="format of the frozen weights",
+        theirs="bnb_4bit_quant_type, load_in_8bit",
+        only=(_QUANTISED,),
+        row=Row("quantise", "format of the frozen weights (bitsandbytes)"),
+        words=str,
+    )
+    double_quant: bool | None = setting(
+        usual=True,
+        kind=bool,
+        group=Group.ADAPTERS,
+        help="quantise the scales again",
+        theirs="bnb_4bit_use_double_quant",
+        only=(_QUANTISED, _FOUR_BIT),
+        row=Row("double quant", "quantise the scales of the 4-bit blocks again"),
+        words=lambda double: " with double quantisation" if double else "",
+    )
+    compute_dtype: Dtype | None = setting(
+        kind=Dtype,
+        spellings=_DTYPES,
+        group=Group.ADAPTERS,
+        help="type of 4-bit products",
+        told_default=": --dtype",
+        theirs="bnb_4bit_compute_dtype",
+        only=(_QUANTISED, _FOUR_BIT),
+    )
+    kbit_prepare: bool | None = setting(
+        usual=True,
+        kind=bool,
+        group=Group.ADAPTERS,
+        help="call prepare_model_for_kbit_training",
+        only=(_QUANTISED,),
+        row=Row("k-bit prep", "norms, embedding and head in float32 (peft)"),
+        words=lambda called: "k-bit preparation" if called else "no k-bit preparation",
+    )
+    dtype: Dtype = setting(
+        Dtype.BFLOAT16,
+        kind=Dtype,
+        spellings=_DTYPES,
+        group=Group.TRAINING,
+        help="type the weights are loaded in",
+        row=Row("dtype", "the type that the weights are loaded in"),
+        words=str,
+    )
+    mixed_precision: MixedPrecision | None = setting(
+        kind=MixedPrecision,
+        group=Group.TRAINING,
+        help="autocast",
+        told_default="bf16; fp16 with float16",
+        theirs="bf16, fp16",
+        row=Row("autocast", "automatic mixed precision"),
+        words=lambda autocast: "" if autocast is MixedPrecision.NO else f"{autocast} autocast",
+    )
+    gradient_checkpointing: bool = setting(
+        usual=True,
+        usual_for={Adapter.PREFIX: False},
+        kind=bool,
+        group=Group.TRAINING,
+        help="recompute activations in backward",
+        row=Row("checkpointing", "recompute activations in backward, not keep them"),
+        words=lambda on: "gradient checkpointing" if on else "no gradient checkpointing",
+    )
+    attn: Attention | None = setting(
+        kind=Attention,
+        spellings={"fa2": "flash_attention_2", "flash": "flash_attention_2"},
+        group=Group.TRAINING,
+        help="attention implementation",
+        told_default="sdpa where the model has it, else eager",
+        theirs="attn_implementation",
+        row=Row("attention", "the attention implementation of transformers"),
+        words=str,
+    )
+    optim: Optim = setting(
+        Optim.ADAMW_TORCH_FUSED,
+        kind=Optim,
+        spellings={"adamw_bnb_8bit": "adamw_8bit", "paged_adamw": "paged_adamw_32bit"},
+        group=Group.TRAINING,
+        help="optimizer",
+        decides=Decides.OPTIMIZER,
+        row=Row("optimizer", "what is kept for each trained parameter"),
+        words=str,
+    )
+    use_liger_kernel: bool = setting(
+        False,
+        kind=bool,
+        group=Group.TRAINING,
+        help="Liger's kernels for norms, rotary positions, MLPs and the loss, which never keeps all logits",
+        row=Row("Liger", "kernels for norms, MLPs and the loss, which keeps no logits", (False, True)),
+        words=lambda on: "Liger kernels" if on else "",
+    )
+    expandable_segments: bool = setting(
+        False,
+        kind=bool,
+        group=Group.TRAINING,
+        help="PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
+        decides=Decides.ALLOCATOR,
+    )
+    padding: Padding = setting(
+        Padding.NONE,
+        kind=Padding,
+        group=Group.JOB,
+        help="how rows reach one length",
+        told_default="none: all are full",
+        row=Row("padding", "padded rows need an attention mask"),
+        words=lambda padding: "" if padding is Padding.NONE else f"padding to {padding}",
+    )
+    num_labels: int | None = setting(
+        kind=int,
+        metavar="N",
+        span=(1, 2**24),
+        group=Group.JOB,
+        help="classes of a sequence classifier",
+        only=(_CLASSIFIES,),
+    )
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            if getattr(self, one.name) is None:
-                self._put(one.name, one.default)
-        for name, kind in _ENUM_FIELDS.items():
-            self._put(name, _enum(kind, name, getattr(self, name)))
-        self._put("target_modules", _names(self.target_modules))
-        _check_ranges(self)
-        _check_conflicts(self)
+        for name, value in list(vars(self).items()):
+            if value is not None:
+                self._put(name, SETTINGS[name].read(value))
+            elif SETTINGS[name].default is not None:
+                self._put(name, SETTINGS[name].default)
+        if self.use_dora and self.adapter in (None, Adapter.LORA):
+            self._put("adapter", Adapter.DORA)
+        _check_tokens(self)
         self._fill_defaults()
+        _check_conflicts(self)
 
     def _put(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
     def _fill_defaults(self) -> None:
-        defaults: dict[str, Any] = {}
+        for one in _FILLED:
+            if getattr(self, one.name) is None and one.suits(self):
+                self._put(one.name, one.usual_for.get(self.adapter, one.usual) if self.adapter else one.usual)
+        if self.method is Method.QLORA and self.quant is not Quant.INT8 and self.compute_dtype is None:
+            self._put("compute_dtype", self.dtype)
         if self.mixed_precision is None:
             full_fp16 = self.dtype is Dtype.FLOAT16 and self.method is Method.FULL
             fp16 = MixedPrecision.NO if full_fp16 else MixedPrecision.FP16
-            defaults["mixed_precision"] = fp16 if self.dtype is Dtype.FLOAT16 else MixedPrecision.BF16
-        if self.method is not Method.FULL:
-            defaults |= {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": ALL_LINEAR}
-        if self.method is Method.QLORA:
-            defaults |= {"quant": Quant.NF4, "kbit_prepare": True}
-            if self.quant is not Quant.INT8:
-                defaults |= {"double_quant": True, "compute_dtype": self.dtype}
-        for name, value in defaults.items():
-            if getattr(self, name) is None:
-                self._put(name, value)
+            self._put("mixed_precision", fp16 if self.dtype is Dtype.FLOAT16 else MixedPrecision.BF16)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -184,46 +568,50 @@ class TrainingSetup:
             InputError: a key is unknown (the nearest known one is named), or as the class itself.
 
         """
-        known = [f.name for f in fields(cls)]
         for name in settings:
-            if name not in known:
-                hint = did_you_mean(name, known) or f"known are {', '.join(sorted(known))}"
+            if name not in SETTINGS:
+                hint = did_you_mean(name, list(SETTINGS)) or f"known are {', '.join(sorted(SETTINGS))}"
                 raise InputError(f"{name} is no setting; {hint}")
         return cls(**settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting, resolved, as JSON-ready values."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        values = {name: getattr(self, name) for name in SETTINGS}
+        return {name: _plain(value) for name, value in values.items()}
 
     def with_(self, **changes: Any) -> Self:
         """A copy with some settings changed."""
         return replace(self, **changes)
 
 
-_ENUM_FIELDS: dict[str, type[StrEnum]] = {
-    "method": Method,
-    "task": Task,
-    "quant": Quant,
-    "compute_dtype": Dtype,
-    "dtype": Dtype,
-    "mixed_precision": MixedPrecision,
-    "attn": Attention,
-    "optim": Optim,
-    "padding": Padding,
-}
+def _plain(value: Any) -> Any:
+    """As JSON has it: pairs are an object."""
+    if not isinstance(value, tuple):
+        return value
+    return dict(value) if value and isinstance(value[0], tuple) else list(value)
 
-LORA_FIELDS = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
-QLORA_FIELDS = ("quant", "double_quant", "compute_dtype", "kbit_prepare")
+
+SETTINGS: Mapping[str, Setting] = {
+    one.name: replace(one.metadata["setting"], name=one.name) for one in fields(TrainingSetup)
+}
+"""By name, in the order of the class."""
+
+_FILLED = tuple(one for one in SETTINGS.values() if one.usual is not None or one.usual_for)
+_BOUND = tuple(one for one in SETTINGS.values() if one.only)
+_FOREIGN = {
+    method: frozenset(
+        one.name for one in _BOUND if not all(method in only.values for only in one.only if only.other == "method")
+    )
+    for method in Method
+}
+"""Settings that take a value of their own, those that depend on others, and those that mean nothing for a method: known
+beforehand, as a search makes hundreds of setups.
+"""
 
 
 def settings_for(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The given settings without those that mean nothing for ``method``: to answer all methods at once."""
-    foreign: tuple[str, ...] = ()
-    if method is not Method.QLORA:
-        foreign += QLORA_FIELDS
-    if method is Method.FULL:
-        foreign += LORA_FIELDS
+    foreign = _FOREIGN[method]
     return {name: value for name, value in settings.items() if name not in foreign} | {"method": method}
 
 
@@ -252,52 +640,13 @@ def given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _names(modules: Any) -> Any:
-    """Names of modules as a tuple, or ``"all-linear"``; what is neither is told later."""
-    if isinstance(modules, str):
-        modules = [name.strip() for name in modules.split(",") if name.strip()]
-    if isinstance(modules, list | tuple | set | frozenset):
-        return ALL_LINEAR if tuple(modules) == (ALL_LINEAR,) else tuple(modules)
-    return modules
-
-
-def _enum(kind: type[StrEnum], name: str, value: Any) -> StrEnum | None:
-    if value is None or isinstance(value, kind):
-        return value
-    text = str(value)
-    text = _SPELLINGS.get(kind, {}).get(text.lower(), text)
-    try:
-        return kind(text)
-    except ValueError:
-        near = did_you_mean(text, kind, 2)
-        hint = f"; {near}" if near else ""
-        raise InputError(f"{name} cannot be {value!r}: known are {', '.join(kind)}{hint}") from None
-
-
 MAX_TOKENS = 2**24
 """In a micro-batch: up to there the trace knows what the batch holds, and so whether a mask is built."""
 MAX_STEP_TOKENS = 2**26
 """In an optimizer step, all of whose batches are made."""
 
-_RANGES: Mapping[str, tuple[int, int]] = {
-    "batch_size": (1, 2**20),
-    "seq_len": (1, 2**24),
-    "gradient_accumulation_steps": (1, 2**12),
-    "lora_r": (1, 2**16),
-    "lora_alpha": (1, 2**20),
-    "num_labels": (1, 2**24),
-}
 
-
-def _check_ranges(setup: TrainingSetup) -> None:
-    for name, (low, high) in _RANGES.items():
-        value = getattr(setup, name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"{name} must be a whole number, not {value!r}")
-        if not low <= value <= high:
-            raise InputError(f"{name} must lie between {low} and {high}, not {value}")
+def _check_tokens(setup: TrainingSetup) -> None:
     rows = setup.batch_size * setup.seq_len
     for name, tokens, most in (
         ("batch_size x seq_len", rows, MAX_TOKENS),
@@ -309,28 +658,17 @@ def _check_ranges(setup: TrainingSetup) -> None:
     ):
         if tokens > most:
             raise InputError(f"{name} is {tokens} tokens; at most {most} can be answered for")
-    dropout = setup.lora_dropout
-    if dropout is not None and (isinstance(dropout, bool) or not isinstance(dropout, int | float)):
-        raise InputError(f"lora_dropout must be a number, not {dropout!r}")
-    if dropout is not None and not 0 <= dropout < 1:
-        raise InputError(f"lora_dropout must lie between 0 and 1, not {dropout}")
-    targets = setup.target_modules
-    named = isinstance(targets, str | tuple) and targets and all(isinstance(name, str) and name for name in targets)
-    if targets is not None and not named:
-        raise InputError(f"target_modules must be module names or {ALL_LINEAR!r}, not {targets!r}")
-    for name in ("double_quant", "kbit_prepare", "gradient_checkpointing", "use_liger_kernel", "expandable_segments"):
-        value = getattr(setup, name)
-        if value is not None and not isinstance(value, bool):
-            raise InputError(f"{name} must be true or false, not {value!r}")
 
 
 def _check_conflicts(setup: TrainingSetup) -> None:
-    if setup.method is Method.FULL:
-        _refuse(setup, LORA_FIELDS, "method", "full fine-tuning has no adapters; choose method lora or qlora")
-    if setup.method is not Method.QLORA:
-        _refuse(setup, QLORA_FIELDS, "method", f"{setup.method} does not quantise; choose method qlora")
-    if setup.quant is Quant.INT8:
-        _refuse(setup, ("double_quant", "compute_dtype"), "quant", "int8 has no such setting; choose quant nf4 or fp4")
+    for one in _BOUND:
+        value = getattr(setup, one.name)
+        broken = None if value is None else next((only for only in one.only if not only.allows(setup)), None)
+        if broken is not None:
+            other = getattr(setup, broken.other)
+            both = f"{one.name} {shown(value)} with {broken.other} {other}"
+            raise SetupConflict(one.name, broken.other, f"{both}: {broken.why.format(other)}, or drop {one.name}")
+    _check_adapter(setup)
     if setup.method is Method.FULL and setup.dtype is Dtype.FLOAT16 and setup.mixed_precision is MixedPrecision.FP16:
         raise SetupConflict(
             "dtype", "mixed_precision",
@@ -344,17 +682,37 @@ def _check_conflicts(setup: TrainingSetup) -> None:
             "attn flash_attention_2 with dtype float32: its kernels take 16-bit types only; "
             "choose attn sdpa, dtype bfloat16, or mixed_precision bf16",
         )  # fmt: skip
-    if setup.num_labels is not None and setup.task not in (None, Task.SEQUENCE_CLASSIFICATION):
+
+
+def _check_adapter(setup: TrainingSetup) -> None:
+    """What peft's adapters cannot do together with other settings."""
+    if setup.adapter is Adapter.DORA and setup.use_dora is False:
         raise SetupConflict(
-            "num_labels", "task", f"num_labels with task {setup.task}: only sequence-classification counts labels"
+            "use_dora", "adapter", "use_dora off with adapter dora: choose adapter lora, or drop use_dora"
         )
-
-
-def _refuse(setup: TrainingSetup, names: tuple[str, ...], other: str, why: str) -> None:
-    for name in names:
-        value = getattr(setup, name)
-        if value is not None:
-            shown = ",".join(value) if isinstance(value, tuple) else value
-            raise SetupConflict(
-                name, other, f"{name} {shown} with {other} {getattr(setup, other)}: {why}, or drop {name}"
-            )
+    if setup.layers_to_transform is not None and isinstance(setup.target_modules, str):
+        raise SetupConflict(
+            "layers_to_transform", "target_modules",
+            f"layers_to_transform {shown(setup.layers_to_transform)} with target_modules {setup.target_modules}: peft "
+            "picks layers for a list of names only; choose target_modules such as q_proj,v_proj",
+        )  # fmt: skip
+    if setup.adapter is Adapter.PREFIX and setup.gradient_checkpointing:
+        raise SetupConflict(
+            "adapter", "gradient_checkpointing",
+            "adapter prefix with gradient_checkpointing on: checkpointing drops the cache that holds the prefix; "
+            "turn gradient_checkpointing off, or choose adapter prompt",
+        )  # fmt: skip
+    if setup.method is not Method.QLORA:
+        return
+    if setup.adapter in (Adapter.LOHA, Adapter.LOKR) and setup.quant is not Quant.INT8:
+        raise SetupConflict(
+            "adapter", "quant",
+            f"adapter {setup.adapter} with quant {setup.quant}: peft takes its shape from weights, which are packed; "
+            "choose quant int8, or adapter lora",
+        )  # fmt: skip
+    if setup.init_lora_weights not in (None, LoraInit.TRUE, LoraInit.GAUSSIAN):
+        raise SetupConflict(
+            "init_lora_weights", "method",
+            f"init_lora_weights {setup.init_lora_weights} with method qlora: it is for unquantised weights; "
+            "choose method lora, or init_lora_weights gaussian",
+        )  # fmt: skip

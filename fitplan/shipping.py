@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fitplan.cuda import AMPERE
-from fitplan.errors import FitplanError, InputError, ModelNotSupported
+from fitplan.errors import FitplanError, InputError, LibraryMoved, ModelNotSupported
 from fitplan.estimator import optimizer_of, shaped, survey_of
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint
-from fitplan.footprint.recipe import SOME_DROPOUT, kernels_of, recipe_of
+from fitplan.footprint.job import TrainingJob
+from fitplan.footprint.recipe import SOME_DROPOUT, kernels_of
 from fitplan.footprint.size import NoFormula, Shape
 from fitplan.footprint.store import SHIPPED_NAMES, ShippedFile, digest_of
 from fitplan.memory import estimate_trace
@@ -86,6 +87,7 @@ def ship(
     Raises:
         InputError: the file cannot be written.
         ModelNotSupported: no setup of the model has a formula.
+        LibraryMoved: a library is not as this version of fitplan knows it.
 
     """
     kernels = kernels_of(capability)
@@ -97,10 +99,13 @@ def ship(
     known = [recipe for recipe, _, _ in made.footprints]
     left_out: list[str] = []
     for setup in common_setups(capability):
-        if recipe_of(setup) in known:
+        job = TrainingJob(model=model, setup=setup, capability=capability)
+        if job.recipe in known:
             continue
         try:
-            footprint, optimizer = _checked(model, setup, capability, progress)
+            footprint, optimizer = _checked(job, progress)
+        except LibraryMoved:
+            raise  # without it less would ship, and nobody would notice
         except (NoFormula, FitplanError) as error:
             left_out.append(f"{_told(setup)}: {error}")
             continue
@@ -112,10 +117,8 @@ def ship(
             made.optimizers[key] = {setup.optim: [added]}
             for optim in Optim:
                 if optim is not setup.optim:
-                    made.optimizers[key][optim] = _optimizer(
-                        model, setup.with_(optim=optim), capability, ranks, progress
-                    )
-        made.footprints.append((recipe_of(setup), key, footprint))
+                    made.optimizers[key][optim] = _optimizer(job.with_setup(setup.with_(optim=optim)), ranks, progress)
+        made.footprints.append((job.recipe, key, footprint))
         made.versions |= installed_versions(setup)
         _write(path, made)  # as far as it is now: tracing takes minutes, and may be interrupted
     if not made.footprints:
@@ -156,33 +159,27 @@ def _imports_out_of_sight() -> Iterator[None]:
 
 @_imports_out_of_sight()
 def _optimizer(
-    model: ModelConfig,
-    setup: TrainingSetup,
-    capability: tuple[int, int],
-    ranks: tuple[int, int],
-    progress: Callable[[str], None],
+    job: TrainingJob, ranks: tuple[int, int], progress: Callable[[str], None]
 ) -> list[tuple[tuple[int, int], OptimizerFootprint]]:
     """What an optimizer adds: for all ranks, else for those that people use."""
     with contextlib.suppress(NoFormula):
-        return [(ranks, optimizer_of(model, setup, capability, ranks, progress))]
+        return [(ranks, optimizer_of(job, ranks, progress))]
     found = []
     for rank in RANKS:
         with contextlib.suppress(NoFormula):  # then a job with this rank is traced
-            found.append(((rank, rank), optimizer_of(model, setup, capability, (rank, rank), progress)))
+            found.append(((rank, rank), optimizer_of(job, (rank, rank), progress)))
     return found
 
 
 @_imports_out_of_sight()
-def _checked(
-    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], progress: Callable[[str], None]
-) -> tuple[Footprint, OptimizerFootprint]:
+def _checked(job: TrainingJob, progress: Callable[[str], None]) -> tuple[Footprint, OptimizerFootprint]:
     """The footprint of one setup, after it has given a trace that it was not made from."""
-    footprint, optimizer = survey_of(model, setup, capability, progress).footprint(installed_versions())
-    shape = replace(CHECKED, lora_r=setup.lora_r or 0)
+    footprint, optimizer = survey_of(job, progress).footprint(installed_versions())
+    shape = replace(CHECKED, lora_r=job.shape.lora_r)
     piece = footprint.piece(shape)
     if piece is not None:
-        traced = estimate_trace(trace_job(model, shaped(setup, shape), capability, progress).trace)
-        if piece.with_optimizer(optimizer).estimate(shape, capability) != traced:
+        traced = estimate_trace(trace_job(job.model, shaped(job.setup, shape), job.capability, progress).trace)
+        if piece.with_optimizer(optimizer).estimate(shape, job.capability) != traced:
             raise NoFormula(f"the formula does not give the trace of {shape}")
     return footprint, optimizer
 

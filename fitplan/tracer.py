@@ -6,9 +6,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
-from fitplan.errors import FitplanError, MissingDependency, ModelNotSupported
+from fitplan.errors import MissingDependency, ModelNotSupported
+from fitplan.faults import moved_library, told_as
+from fitplan.guard import Guard
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import LIGER_PACKAGE, TrainingSetup
 
@@ -26,17 +29,23 @@ def installed_versions(setup: TrainingSetup | None = None) -> dict[str, str]:
 
     They are read off the names of the installed packages' folders, ``{name}-{version}.dist-info``
     (packaging.python.org, "Recording installed projects"), because ``importlib.metadata`` takes as long as a whole
-    shipped answer.
+    shipped answer; once in a process, as a search asks hundreds of times.
     """
     libraries = (*LIBRARIES, LIGER_PACKAGE) if setup is not None and setup.use_liger_kernel else LIBRARIES
+    found = _versions_on(tuple(sys.path))
+    return {library: found[library] for library in libraries if library in found}
+
+
+@cache
+def _versions_on(folders: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for folder in sys.path:
+    for folder in folders:
         with contextlib.suppress(OSError):
             for name in os.listdir(folder or "."):  # noqa: PTH208
                 library, _, number = name.removesuffix(".dist-info").partition("-")
-                if library in libraries and name.endswith(".dist-info"):
+                if library in (*LIBRARIES, LIGER_PACKAGE) and name.endswith(".dist-info"):
                     found.setdefault(library, number)
-    return {library: found[library] for library in libraries if library in found}
+    return found
 
 
 @contextlib.contextmanager
@@ -45,11 +54,16 @@ def needed_for(what: str) -> Iterator[None]:
 
     Raises:
         MissingDependency: an import failed.
+        LibraryMoved: what is imported is not what fitplan knows.
 
     """
     try:
         yield
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
+        if (told := moved_library(error)) is not None:
+            raise told from error
+        if isinstance(error, AttributeError):
+            raise
         raise MissingDependency(
             f"{what} needs {error.name or 'torch'}, which is not installed; pip install 'fitplan[torch]'"
         ) from error
@@ -70,6 +84,7 @@ def trace_job(
         MissingDependency: torch and its companions are not installed.
         ModelNotSupported: the step cannot be run as config and setup say.
         InputError: the setup does not suit the model.
+        LibraryMoved: a library is not as this version of fitplan knows it.
 
     """
     progress(f"{setup.method}: importing torch and transformers")
@@ -78,7 +93,8 @@ def trace_job(
             from fitplan.step.architecture import load_config
             from fitplan.trace.kernels import Gpu
             from fitplan.trace.tracing import trace_training
-        try:
+        what = f"the training step of {model.name} cannot be run as its config and the setup say"
+        with told_as(ModelNotSupported, what, "check the config's dimensions against each other"):
             return trace_training(
                 load_config(model.settings),
                 setup,
@@ -86,14 +102,6 @@ def trace_job(
                 only_optimizer=only_optimizer,
                 progress=lambda what: progress(f"{setup.method}: {what}"),
             )
-        except FitplanError:
-            raise
-        except Exception as error:  # what a contradictory config does depends on the code of each model
-            text = " ".join(str(error).split())[:240]
-            raise ModelNotSupported(
-                f"the training step of {model.name} cannot be run as its config and the setup say: "
-                f"{type(error).__name__}: {text}; check the config's dimensions against each other"
-            ) from error
 
 
 def _gpu(kind: "type[Gpu]", capability: tuple[int, int] | None, multiprocessors: int | None) -> "Gpu | None":
@@ -105,11 +113,7 @@ def _gpu(kind: "type[Gpu]", capability: tuple[int, int] | None, multiprocessors:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Libraries' remarks about a GPU that is not there, and about weights that are not real, help nobody here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with Guard() as guard, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        guard.exchange_here(logging.Logger, "isEnabledFor", lambda *_: False)
+        yield

@@ -20,7 +20,7 @@ class Fit(StrEnum):
     DOES_NOT_FIT = "does_not_fit"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeviceMemory:
     """What a job takes of a device at its peak.
 
@@ -29,7 +29,10 @@ class DeviceMemory:
         unsplit_bytes: rests that the allocator hands out along with them.
         cached_bytes: what the allocator reserves beyond that; it gives most of it back under pressure.
         context: the CUDA context.
-        paged_bytes: managed memory of the optimizer, as far as there is room for it; the rest is on the host.
+        paged_bytes: managed memory of the optimizer for which there is room; the rest is on the host. The optimizer
+            brings it to the GPU before each use (bitsandbytes ``optim/optimizer.py``, ``prefetch_state``), and the
+            driver moves it away again where an allocation wants the room (CUDA C++ Programming Guide, unified memory,
+            oversubscription). So no job runs out of memory for it, and it is no part of what the job needs.
         spread_bytes: how much more it may be.
 
     """
@@ -48,8 +51,8 @@ class DeviceMemory:
 
     @property
     def bytes(self) -> int:
-        """What ``nvidia-smi`` shows where there is room."""
-        return self.least_bytes + self.cached_bytes + self.paged_bytes
+        """What ``nvidia-smi`` shows for the process; managed memory it does not (measured on an H100 and an H200)."""
+        return self.least_bytes + self.cached_bytes
 
 
 def device_memory(estimate: MemoryEstimate, device: Device | None) -> DeviceMemory:
@@ -61,12 +64,12 @@ def device_memory(estimate: MemoryEstimate, device: Device | None) -> DeviceMemo
     spread = allocator.spread_bytes + context.spread_bytes
     room = estimate.paged_bytes if device is None else max(0, device.usable_bytes - pinned - spread)
     return DeviceMemory(
-        estimate.peak_allocated_bytes,
-        allocator.unsplit_bytes,
-        allocator.cached_bytes,
-        context,
-        min(estimate.paged_bytes, room),
-        spread,
+        allocated_bytes=estimate.peak_allocated_bytes,
+        unsplit_bytes=allocator.unsplit_bytes,
+        cached_bytes=allocator.cached_bytes,
+        context=context,
+        paged_bytes=min(estimate.paged_bytes, room),
+        spread_bytes=spread,
     )
 
 
@@ -111,6 +114,8 @@ def judge(estimate: MemoryEstimate, device: Device) -> Verdict:
         fit, reason = Fit.TIGHT, f"what is left is less than the uncertainty of {gib(needed.spread_bytes)}"
     else:
         fit, reason = Fit.FITS, "reserved memory and the CUDA context leave enough free"
+        if estimate.paged_bytes:
+            reason += f"; {gib(needed.paged_bytes)} of paged optimizer states take what is free"
         if needed.paged_bytes < estimate.paged_bytes:
-            reason += f"; {gib(estimate.paged_bytes - needed.paged_bytes)} of paged optimizer states move to the host"
+            reason += f", {gib(estimate.paged_bytes - needed.paged_bytes)} move to the host"
     return Verdict(fit, slack, needed, reason)

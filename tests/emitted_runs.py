@@ -103,7 +103,7 @@ def describe(model: Any) -> dict[str, Any]:
             name: [str(param.dtype), list(param.shape), param.requires_grad] for name, param in model.named_parameters()
         },
         "quantization": json.loads(quantization.to_json_string(use_diff=False)) if quantization else None,
-        "lora": {name: _plain(getattr(adapters, name)) for name in lora} if adapters else None,
+        "lora": {name: _plain(getattr(adapters, name, None)) for name in lora} if adapters else None,
         "reentrant": sorted(
             {
                 module._gradient_checkpointing_func.keywords["use_reentrant"]

@@ -16,7 +16,7 @@ from fitplan.step.model import build_skeleton, load_model
 from fitplan.step.run import train
 from fitplan.trace.events import Trace
 from fitplan.trace.recorder import Recorder
-from fitplan.trace.tracing import _fresh_process, trace_training
+from fitplan.trace.tracing import fresh_process, trace_training
 from fitplan.validation.job import Job, Runner
 from fitplan.validation.loop import with_trainer
 
@@ -88,7 +88,7 @@ def _recorded(settings: dict[str, Any], setup: TrainingSetup, go: Any) -> RealRu
     skeleton = build_skeleton(config, setup, CPU)
     recorder = Recorder("cpu")
     run = RealRun(recorder.trace)
-    with _fresh_process(), recorder:
+    with fresh_process(), recorder:
         model = load_model(skeleton, config, setup, CPU, recorder.enter)
         recorder.watch(model)
         base, start = _live(recorder), len(recorder.trace.events)

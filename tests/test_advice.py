@@ -56,7 +56,7 @@ def test_a_smaller_batch_hurts_less_than_checkpointing() -> None:
 
 def test_the_effective_batch_is_kept() -> None:
     for rows in (2, 3, 5, 8, 12):
-        changes = _fix({"method": "lora", "batch_size": rows}, 6)
+        changes = _fix({"method": "lora", "batch_size": rows}, 7)
         assert changes is not None
         assert changes["batch_size"] * changes["gradient_accumulation_steps"] >= rows
         assert changes["batch_size"] == 1
@@ -202,7 +202,7 @@ def test_what_only_comes_closest_is_not_said_to_fit(capsys: pytest.CaptureFixtur
         ({"method": "lora", "batch_size": 2, "gradient_checkpointing": False}, "what comes closest:"),
     ):
         advice = advise_on(TrainingSetup(**asked), frozenset({"method"}), _made_up, device, ())
-        report = AdviceReport(ModelConfig("m", "given", {}), device, advice, "shipped")
+        report = AdviceReport(model=ModelConfig("m", "given", {}), gpu=device, advice=advice, source="shipped")
         print_advice(report, Console(width=120))
         text = capsys.readouterr().out
         assert words in text

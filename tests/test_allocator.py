@@ -251,6 +251,19 @@ def test_the_oldest_idle_segment_goes_first() -> None:
     assert allocator.releases_under_pressure == 0
 
 
+def test_what_is_as_old_as_the_mean_goes_too() -> None:
+    """``garbage_collect_cached_blocks``: ``gc_count() >= age_threshold``; of three ages one apart, the middle one."""
+    half = AllocatorSettings(garbage_collection_threshold=0.5)
+    allocator = CachingAllocator(half, limit_bytes=400 * MIB)
+    for block, size in zip(_malloc(allocator, 22 * MIB, 24 * MIB, 26 * MIB), (28, 30, 32), strict=True):
+        allocator.free(block)
+        _malloc(allocator, size * MIB)
+    _malloc(allocator, 40 * MIB)
+    assert allocator.reserved == 202 * MIB
+    _malloc(allocator, 42 * MIB)
+    assert allocator.reserved == (202 - 22 - 24 + 42) * MIB
+
+
 def test_without_a_limit_no_garbage_is_collected() -> None:
     allocator = CachingAllocator(AllocatorSettings(garbage_collection_threshold=0.01))
     _free(allocator, *_malloc(allocator, 24 * MIB))

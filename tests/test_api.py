@@ -97,3 +97,11 @@ def test_parts_of_an_answer_are_documents_too() -> None:
     assert document["plans"][0]["estimate"].items() >= report.plans[0].estimate.to_dict().items()
     assert fitplan.estimate("llama-3.2-1b", gpu="4090", method="lora") == report.plans[0].estimate
     assert fitplan.__version__ == version("fitplan")
+
+
+def test_a_map_looks_over_lengths_that_have_no_formula() -> None:
+    """Of Mistral 7B v0.1, whose window is 4096, one row of 4096 is in no piece; what fits with more tokens fits."""
+    found = fitplan.fit_map("mistral-7b-v0.1", vram="58GiB", method="full")
+    (longest, rows) = found.longest_seq[1], found.largest_batch
+    assert 4160 <= longest < 8192
+    assert (rows[2048] > 1, rows[4096], rows[8192]) == (True, 1, 0)

@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 
 import fitplan
+from fitplan import estimator
+from fitplan.setup import Optim
+from fitplan.trace.events import Category
 from fitplan.verdict import Fit
 
 QLORA_PAPER = {"method": "qlora", "seq_len": 512, "lora_r": 64, "optim": "paged_adamw_32bit"}
@@ -45,3 +48,15 @@ def test_the_paged_states_of_65b_are_what_makes_it_fit() -> None:
     trained = paged.trainable_parameters
     assert plain.memory.least_bytes > paged.memory.least_bytes + 7.9 * trained
     assert paged.estimate.paged_bytes == pytest.approx(8 * trained, rel=0.01)
+
+
+@pytest.mark.parametrize(("optim", "bytes_each"), [(Optim.PAGED_ADAMW_32BIT, 8), (Optim.PAGED_ADAMW_8BIT, 2)])
+def test_paged_states_without_a_twin_are_counted(
+    optim: Optim, bytes_each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is known of the optimizer that does not page: two states, of four bytes or of one."""
+    monkeypatch.setattr(estimator, "known_estimate", lambda *_: None)
+    (plan,) = fitplan.check("llama-3.2-1b", gpu="h100", method="full", seq_len=512, optim=optim).plans
+    held = plan.estimate.peak.breakdown.get(Category.OPTIMIZER_STATES, 0)
+    assert plan.estimate.paged_bytes == bytes_each * plan.trainable_parameters - held
+    assert 0 < held < plan.trainable_parameters

@@ -21,19 +21,17 @@ from fitplan.allocator.caching import CachingAllocator
 from fitplan.allocator.replay import replay
 from fitplan.cli.main import main
 from fitplan.devices.detect import DetectedGpu, State
-from fitplan.devices.device import find_device
 from fitplan.devices.nvml import Memory
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 from fitplan.step.job import Place
 from fitplan.trace.recorder import Recorder
-from fitplan.trace.tracing import _fresh_process
+from fitplan.trace.tracing import fresh_process
 from fitplan.tracer import trace_job
 from fitplan.units import MIB
 from fitplan.validation import child, process_memory, records, runner
 from fitplan.validation.comparison import comparable, differences, first_difference, measured_births, predicted_births
 from fitplan.validation.job import Job, Measurement, PhaseMemory
-from fitplan.validation.runner import Target, forecast
 
 SETUP = TrainingSetup(method="lora", batch_size=2, seq_len=16)
 CONTEXT = 500 * MIB
@@ -126,7 +124,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Cuda]:
         "ProcessMemory",
         lambda: SimpleNamespace(read=lambda: CONTEXT + fake._allocator.reserved),
     )
-    with _fresh_process():
+    with fresh_process():
         yield fake
 
 
@@ -283,23 +281,3 @@ def test_what_libraries_print_is_no_answer() -> None:
 
 def _root() -> str:
     return str(Path(runner.__file__).parents[2])
-
-
-WIDE = FAMILIES["llama"] | {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 1024}
-
-
-@pytest.mark.parametrize(("optim", "bytes_each"), [("paged_adamw_32bit", 8), ("paged_adamw_8bit", 2)])
-def test_paged_states_are_expected_on_the_gpu(optim: str, bytes_each: int) -> None:
-    """All but the norms are paged; of 8 bits the scales are not, and the embedding is kept in 32."""
-    target = Target("cuda:0", find_device("h100"), {})
-    model = ModelConfig("wide", "given", WIDE)
-    setup = TrainingSetup(method="full", batch_size=1, seq_len=16, optim=optim)
-    said = forecast(model, setup, target, None, lambda _: None)
-    layer = 2 * 512 * 512 + 2 * 512 * 256 + 3 * 512 * 1024
-    embedding = 1024 * 512
-    expected = bytes_each * (2 * layer + embedding) + 8 * embedding
-    assert said.paged_bytes == pytest.approx(expected, rel=0.01)
-    assert said.beside_bytes == said.context_bytes + said.paged_bytes
-    plain = forecast(model, setup.with_(optim="adamw_torch"), target, None, lambda _: None)
-    assert plain.paged_bytes == 0
-    assert plain.context_bytes == said.context_bytes

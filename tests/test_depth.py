@@ -23,6 +23,7 @@ SETUPS: dict[str, dict[str, Any]] = {
     "full": {"method": "full", "optim": "adamw_torch"},
     "lora": {"method": "lora", "gradient_checkpointing": False},
     "qlora": {"method": "qlora", "gradient_accumulation_steps": 2},
+    "int8": {"method": "qlora", "quant": "int8"},
 }
 
 
@@ -41,7 +42,7 @@ def _deep_config(family: str) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_replicas_equal_the_full_depth(family: str, method: str) -> None:
     config = _deep_config(family)
-    if family not in ("llama", "t5", "gemma3") and method == "lora":
+    if family not in {"lora": ("llama", "t5", "gemma3"), "int8": ("llama", "gemma3")}.get(method, FAMILIES):
         pytest.skip("full and qlora cover this family's layers")
     setup = TrainingSetup(batch_size=2, seq_len=16, **SETUPS[method])
     full = tracing.trace_training(config, setup, Gpu(), full_depth=True)
@@ -124,3 +125,29 @@ def test_a_layer_that_does_not_repeat_is_traced_in_full(monkeypatch: pytest.Monk
     monkeypatch.setattr(tracing, "deepen", refuse)
     run = tracing.trace_training(_deep_config("llama"), TrainingSetup(method="full", seq_len=8), Gpu())
     assert run.layers_traced == {"model.layers": 9}
+
+
+def test_releases_of_all_layers_at_once_are_replicated() -> None:
+    """As where a graph is dropped: within the last stretch, after its last birth, layer by layer."""
+    trace = _kept_until_the_end(released=(3, 2, 1, 0))
+    deep = deepen(trace, {"layers": Depth(traced=4, full=8, period=1, head=1)})
+    released = [deep.allocations[~event].owner for event in deep.events if event < 0]
+    assert released == [f"layers.{index}" for index in range(7, -1, -1)]
+
+
+def test_a_release_that_no_replica_has_is_told() -> None:
+    with pytest.raises(NotPeriodic, match="a release was lost"):
+        deepen(_kept_until_the_end(released=(3, 2, 0, 1)), {"layers": Depth(traced=4, full=8, period=1, head=1)})
+
+
+def _kept_until_the_end(released: tuple[int, ...]) -> Trace:
+    """Each layer allocates in forward; in the last one all of it is released."""
+    trace = Trace(stacks={"layers": 4})
+    moments = [Moment(Phase.FORWARD, "layer", Layer("layers", index)) for index in range(4)]
+    born = [
+        trace.born(Allocation(10, Category.ACTIVATIONS, f"layers.{index}", "op", moment.layer), moment)
+        for index, moment in enumerate(moments)
+    ]
+    for index in released:
+        trace.released(born[index], moments[-1])
+    return trace

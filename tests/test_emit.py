@@ -57,6 +57,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora-t5": ("t5", {"method": "lora"}),
     "full-roberta": ("roberta", {"method": "full"}),
     "masked-padded": ("roberta", {"method": "lora", "padding": "max_length"}),
+    "ia3": ("llama", {"method": "lora", "adapter": "ia3"}),
+    "prompt": ("llama", {"method": "qlora", "adapter": "prompt", "num_virtual_tokens": 4}),
+    "bitfit": ("gpt2", {"method": "lora", "adapter": "bitfit"}),
     "classifier": ("roberta", {"method": "lora", "task": "sequence-classification", "num_labels": 3}),
     "multimodal": ("gemma3", {"method": "lora"}),
 }
@@ -281,7 +284,7 @@ def test_the_script_follows_the_transformers_that_was_estimated() -> None:
 
 def test_names_are_those_of_the_step() -> None:
     assert {task: cls.__name__ for task, cls in architecture._AUTO_CLASSES.items()} == emit.AUTO_CLASSES
-    assert model._PEFT_TASKS == emit.PEFT_TASKS
+    assert emit.peft_arguments is model.peft_arguments
     assert run.MAX_GRAD_NORM == emit.MAX_GRAD_NORM
 
 

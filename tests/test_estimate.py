@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from fitplan.api import device_named
 from fitplan.devices.context import context_on
 from fitplan.devices.device import Device, _entries, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError
@@ -12,6 +11,7 @@ from fitplan.memory import AllocatorOverhead, MemoryEstimate, MemoryMoment, esti
 from fitplan.models.resolve import ModelConfig
 from fitplan.phase import Phase
 from fitplan.plan import CheckReport
+from fitplan.question import device_named
 from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, layer_of_path
 from fitplan.units import GIB, MIB, count, gib, parse_size
 from fitplan.verdict import Fit, device_memory, judge
@@ -57,8 +57,9 @@ def _estimate(size: int, large_blocks: int = 0) -> MemoryEstimate:
     return MemoryEstimate(moment, (moment,), large_blocks)
 
 
-A100_CONTEXT, RTX_3090_CONTEXT = 504_658_657, 256 * MIB
-SPREAD = A100_CONTEXT - RTX_3090_CONTEXT
+LARGEST_CONTEXT, RTX_3090_CONTEXT = 758 * MIB, 256 * MIB
+A_CONTEXT_WITHOUT_KERNELS = 504_658_657
+SPREAD = LARGEST_CONTEXT - RTX_3090_CONTEXT
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ SPREAD = A100_CONTEXT - RTX_3090_CONTEXT
 )
 def test_the_verdict_turns_where_it_says(spare: int, expected: Fit) -> None:
     estimate = _estimate(10 * GIB, large_blocks=100)
-    verdict = judge(estimate, Device("test", 99 * GIB, 10 * GIB + A100_CONTEXT + spare, (8, 0), "test"))
+    verdict = judge(estimate, Device("test", 99 * GIB, 10 * GIB + LARGEST_CONTEXT + spare, (8, 0), "test"))
     assert verdict.fit is expected
     assert verdict.slack_bytes == spare
     assert verdict.uncertainty_bytes == SPREAD + 100 * MIB
@@ -76,36 +77,38 @@ def test_the_verdict_turns_where_it_says(spare: int, expected: Fit) -> None:
 @pytest.mark.parametrize(
     ("usable", "expected", "words"),
     [
-        (14 * GIB + A100_CONTEXT + SPREAD + 300 * MIB, Fit.FITS, "leave enough"),
-        (14 * GIB + A100_CONTEXT + SPREAD + 300 * MIB - 1, Fit.TIGHT, "less than the uncertainty"),
-        (14 * GIB + A100_CONTEXT - 512 * MIB, Fit.TIGHT, "512.0 MiB of 3.00 GiB cached must be given back"),
-        (11 * GIB + A100_CONTEXT, Fit.TIGHT, "3.00 GiB of 3.00 GiB cached"),
-        (11 * GIB + A100_CONTEXT - 1, Fit.DOES_NOT_FIT, "exceed"),
+        (14 * GIB + LARGEST_CONTEXT + SPREAD + 300 * MIB, Fit.FITS, "leave enough"),
+        (14 * GIB + LARGEST_CONTEXT + SPREAD + 300 * MIB - 1, Fit.TIGHT, "less than the uncertainty"),
+        (14 * GIB + LARGEST_CONTEXT - 512 * MIB, Fit.TIGHT, "512.0 MiB of 3.00 GiB cached must be given back"),
+        (11 * GIB + LARGEST_CONTEXT, Fit.TIGHT, "3.00 GiB of 3.00 GiB cached"),
+        (11 * GIB + LARGEST_CONTEXT - 1, Fit.DOES_NOT_FIT, "exceed"),
     ],
 )
 def test_what_the_allocator_keeps_makes_it_tight(usable: int, expected: Fit, words: str) -> None:
     estimate = replace(_estimate(10 * GIB), allocator=AllocatorOverhead(GIB, 3 * GIB, 300 * MIB))
     verdict = judge(estimate, Device("test", 99 * GIB, usable, (8, 0), "test"))
     assert (verdict.fit, words in verdict.reason) == (expected, True), verdict.reason
-    assert verdict.memory.bytes == 14 * GIB + A100_CONTEXT == usable - verdict.slack_bytes
+    assert verdict.memory.bytes == 14 * GIB + LARGEST_CONTEXT == usable - verdict.slack_bytes
     assert estimate.peak_reserved_bytes == 14 * GIB
 
 
 def test_paged_states_stay_where_there_is_room() -> None:
     estimate = replace(_estimate(10 * GIB), allocator=AllocatorOverhead(0, 0), paged_bytes=4 * GIB)
-    room = Device("test", 99 * GIB, 13 * GIB + A100_CONTEXT + SPREAD, (8, 0), "test")
+    room = Device("test", 99 * GIB, 13 * GIB + LARGEST_CONTEXT + SPREAD, (8, 0), "test")
     verdict = judge(estimate, room)
     assert verdict.fit is Fit.FITS
     assert verdict.memory.paged_bytes == 3 * GIB
-    assert "1.00 GiB of paged optimizer states move to the host" in verdict.reason
-    assert device_memory(estimate, None).bytes == 14 * GIB + A100_CONTEXT
+    assert verdict.reason.endswith("3.00 GiB of paged optimizer states take what is free, 1.00 GiB move to the host")
+    assert device_memory(estimate, None).bytes == verdict.memory.bytes == 10 * GIB + LARGEST_CONTEXT
 
 
 def test_a_context_is_that_of_the_gpu_where_it_was_measured() -> None:
     assert context_on(find_device("3090")).bytes == RTX_3090_CONTEXT
-    assert context_on(find_device("h100")).bytes == A100_CONTEXT
-    assert context_on(find_device("h100")).measured_on == "A100-SXM4-80GB"
-    assert "stas00" in context_on(None).source
+    assert context_on(find_device("h100")).bytes == 758 * MIB
+    assert context_on(find_device("h200")).bytes == 742 * MIB
+    assert context_on(find_device("a100-80gb")).bytes == A_CONTEXT_WITHOUT_KERNELS
+    assert context_on(find_device("4090")).measured_on == context_on(None).measured_on == "H100 80GB HBM3"
+    assert "after training steps" in context_on(None).source
 
 
 @pytest.mark.parametrize(
@@ -221,5 +224,5 @@ def test_a_quantised_checkpoint_is_told_of() -> None:
     stored = {"quant_method": "gptq", "bits": 4}
     for settings, told in (({"quantization_config": stored}, True), ({}, False)):
         model = ModelConfig("m", "file", {"model_type": "llama", **settings})
-        warnings = CheckReport(model, None, (), {}).warnings
+        warnings = CheckReport(model=model, gpu=None, plans=(), installed={}).warnings
         assert [("gptq" in text) for text in warnings] == [True] * told

@@ -13,7 +13,8 @@ from fitplan.estimator import surveyed
 from fitplan.footprint.derive import NotAlike
 from fitplan.footprint.document import footprint_from_dict, footprint_to_dict
 from fitplan.footprint.footprint import Footprint, Piece, piece_at_point
-from fitplan.footprint.size import NoFormula, Shape, Size, lengths_of, size_through
+from fitplan.footprint.job import TrainingJob
+from fitplan.footprint.size import NoFormula, Numbers, Shape, Size, lengths_of, size_through
 from fitplan.footprint.store import find_shipped
 from fitplan.memory import MemoryEstimate, estimate_trace
 from fitplan.models.catalog import catalog
@@ -43,6 +44,10 @@ def _model(family: str) -> ModelConfig:
     return ModelConfig(family, "file", FAMILIES[family])
 
 
+def _job(model: ModelConfig, setup: TrainingSetup) -> TrainingJob:
+    return TrainingJob(model=model, setup=setup, capability=A100)
+
+
 def _settings(family: str, method: str) -> dict[str, Any]:
     """peft has no dropout for fused experts."""
     return {n: v for n, v in METHODS[method].items() if not (n == "lora_dropout" and family == "mixtral")}
@@ -50,7 +55,7 @@ def _settings(family: str, method: str) -> dict[str, Any]:
 
 @cache
 def _footprint(family: str, method: str) -> Footprint:
-    return surveyed(_model(family), TrainingSetup(**_settings(family, method)), A100, _quiet)
+    return surveyed(_job(_model(family), TrainingSetup(**_settings(family, method))), _quiet)
 
 
 def _shapes(piece: Piece) -> st.SearchStrategy[Shape]:
@@ -102,7 +107,7 @@ def test_an_optimizer_is_added_to_a_shipped_step(optim: Optim) -> None:
     for method in ("full", "lora"):
         setup = TrainingSetup(method=method, optim=optim, batch_size=2, seq_len=96)
         shape = Shape(2, 96, setup.lora_r or 0, 1)
-        stored = find_shipped(model, setup, A100)
+        stored = find_shipped(_job(model, setup))
         assert stored is not None
         piece = stored.piece(shape)
         assert piece is not None
@@ -113,7 +118,7 @@ def test_an_optimizer_is_added_to_a_shipped_step(optim: Optim) -> None:
 
 
 def _shipped(name: str, method: str) -> Piece:
-    stored = find_shipped(resolve_model(name), TrainingSetup(method=method), A100)
+    stored = find_shipped(_job(resolve_model(name), TrainingSetup(method=method)))
     assert stored is not None
     assert stored.optimizer is not None
     return stored.footprint.pieces[-1].with_optimizer(stored.optimizer)
@@ -158,7 +163,7 @@ def test_every_model_ships_with_footprints() -> None:
         (entry.name, method)
         for entry in catalog()
         for method in ("full", "lora", "qlora")
-        if find_shipped(resolve_model(entry.name), TrainingSetup(method=method), A100) is None
+        if find_shipped(_job(resolve_model(entry.name), TrainingSetup(method=method))) is None
     ]
     assert without == []
 
@@ -184,7 +189,7 @@ def test_a_point_holds_for_its_shape_only() -> None:
 
 
 def _through(*points: tuple[Shape, int]) -> Size:
-    return size_through([(lengths_of(shape, A100), size) for shape, size in points])
+    return size_through([(lengths_of(shape, A100, Numbers(vocabulary=1000)), size) for shape, size in points])
 
 
 SMALL, LARGE = Shape(2, 5, 2, 2), Shape(499, 1048, 521, 3)
@@ -201,13 +206,14 @@ SMALL, LARGE = Shape(2, 5, 2, 2), Shape(499, 1048, 521, 3)
         ("b", "s+1"),
         ("b", "s64"),
         ("r",),
-        ("n10",),
+        ("nd",),
+        ("np",),
         ("g",),
     ],
 )
 def test_a_formula_is_found_through_two_sizes(lengths: tuple[str, ...]) -> None:
     size = Size(12_288, lengths)
-    found = _through(*((shape, size.at(lengths_of(shape, A100))) for shape in (SMALL, LARGE)))
+    found = _through(*((shape, size.at(lengths_of(shape, A100, Numbers(vocabulary=1000)))) for shape in (SMALL, LARGE)))
     assert found == size
     assert Size.parse(str(found)) == found
 
@@ -220,13 +226,15 @@ def test_what_is_no_product_has_no_formula() -> None:
 
 
 def test_lengths() -> None:
-    values = lengths_of(Shape(3, 1030, 7, 4), H100)
+    values = lengths_of(Shape(3, 1030, 7, 4), H100, Numbers(vocabulary=1000, buckets=32))
     assert values == {
         "b": 3, "s": 1030, "r": 7, "g": 4, "s-1": 1029, "s+1": 1031, "s8": 1032, "s16": 1040, "s32": 1056, "s64": 1088,
-        "s128": 1152, "n": 3090, "n10": 309, "q": 1030**2, "q10": 106_090, "k": 0, "w": 2**25,
+        "s128": 1152, "n": 3090, "n10": 309, "nd": 1000, "np": 1309, "k": 0, "w": 2**25,
+        "q": 1030**2, "q10": 106_090, "qd": 32, "qp": 106_122,
     }  # fmt: skip
-    assert lengths_of(Shape(3, 1024), A100)["n"] == 0
-    assert lengths_of(Shape(3, 1025), A100)["n"] == 3075
+    for shape, expected in ((Shape(3, 1024), [0] * 4), (Shape(3, 1025), [3075, 308, 3075, 3382])):
+        values = lengths_of(shape, A100, Numbers(vocabulary=4000))
+        assert [values[name] for name in ("n", "n10", "nd", "np")] == expected
 
 
 def test_other_operators_are_no_formula() -> None:

@@ -10,8 +10,9 @@ from families import FAMILIES
 import fitplan
 from fitplan.errors import InputError, MissingDependency
 from fitplan.estimator import shaped, surveyed
+from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.recipe import shape_of
-from fitplan.footprint.size import Shape, Size, lengths_of, loss_piece, size_through
+from fitplan.footprint.size import Numbers, Shape, Size, lengths_of, loss_piece, size_through
 from fitplan.memory import estimate_trace
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
@@ -104,7 +105,9 @@ def test_pieces_of_the_loss() -> None:
 def test_a_piece_of_the_loss_is_simpler_than_a_rounded_length() -> None:
     """Of Phi-3, whose vocabulary is 10.4 times its width, both give the sizes at the corners of a region."""
     shapes = Shape(1, 5), Shape(1, 2044)
-    points = [(lengths_of(shape, (8, 0), 11), 64_128 * loss_piece(shape.tokens, 11)) for shape in shapes]
+    points = [
+        (lengths_of(shape, (8, 0), Numbers(loss_pieces=11)), 64_128 * loss_piece(shape.tokens, 11)) for shape in shapes
+    ]
     assert [size // 8016 for _, size in points] == [8, 2048]
     assert size_through(points) == Size(64_128, ("k",))
 
@@ -115,7 +118,7 @@ def test_the_formula_with_liger_gives_the_trace(method: str) -> None:
     model = ModelConfig("tiny", "file", LLAMA)
     settings: dict[str, Any] = {"kbit_prepare": False} if method == "qlora" else {}
     setup = TrainingSetup(method=method, use_liger_kernel=True, **settings)
-    footprint = surveyed(model, setup, (8, 0), lambda _: None)
+    footprint = surveyed(TrainingJob(model=model, setup=setup), lambda _: None)
     for shape in (Shape(1, 37, 0, 1), Shape(3, 999, 0, 2), Shape(2, 64, 0, 1)):
         job = shaped(setup, replace(shape, lora_r=4 if setup.lora_r else 0))
         piece = footprint.piece(shape_of(job))

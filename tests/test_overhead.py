@@ -6,6 +6,7 @@ from families import FAMILIES
 from fitplan.allocator.replay import replay
 from fitplan.allocator.settings import EXPANDABLE, PLAIN
 from fitplan.estimator import survey_of
+from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.overhead import OverheadSample, overhead_at
 from fitplan.footprint.size import Shape
 from fitplan.memory import AllocatorOverhead
@@ -49,7 +50,7 @@ def test_a_sample_is_the_replay_of_its_own_trace(method: str) -> None:
     """The survey replays the sizes that its formula gives: the same as tracing the shape and replaying that."""
     model = ModelConfig("tiny", "file", FAMILIES["llama"])
     setup = TrainingSetup(method=method)
-    footprint, _ = survey_of(model, setup, A100, lambda _: None).footprint({})
+    footprint, _ = survey_of(TrainingJob(model=model, setup=setup, capability=A100), lambda _: None).footprint({})
     one_row, several = footprint.pieces[0].overheads, footprint.pieces[1].overheads
     assert several[: len(one_row)] == one_row
     rank = {"lora_r": 16} if method == "qlora" else {}

@@ -13,7 +13,7 @@ from fitplan.step.architecture import load_config
 from fitplan.step.model import build_skeleton, load_model
 from fitplan.step.run import train
 from fitplan.trace.recorder import Recorder
-from fitplan.trace.tracing import _fresh_process
+from fitplan.trace.tracing import fresh_process
 
 
 def _allocations(trees: Any) -> Any:
@@ -31,7 +31,7 @@ def test_the_profiler_sees_the_same_peak(family: str) -> None:
     recorder = Recorder("cpu")
     skeleton = build_skeleton(config, setup, CPU)
     run = RealRun(recorder.trace)
-    with _fresh_process(), recorder:
+    with fresh_process(), recorder:
         model = load_model(skeleton, config, setup, CPU, recorder.enter)
         recorder.watch(model)
         start = len(recorder.trace.events)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from html import escape, unescape
 from html.parser import HTMLParser
@@ -28,6 +29,7 @@ from fitplan.report.html import headline, page, pictures
 from fitplan.report.pictures import DARK, LIGHT, fit_map_svg, timelines_svg
 from fitplan.report.terminal import CATEGORY_NAMES
 from fitplan.units import gib
+from fitplan.validation import records
 from fitplan.validation.records import write_record
 from fitplan.verdict import Fit, device_memory
 
@@ -37,6 +39,13 @@ JOB: dict[str, Any] = {"seq_len": 512, "batch_size": 2}
 def gathered(method: str | None = None, gpu: str | None = "4090", **settings: Any) -> Dossier:
     device = find_device(gpu) if gpu else None
     return gather("llama-3.2-1b", device, method, JOB | settings, lambda _: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_shipped_runs() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "shipped_records", lambda model: Path("none"))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -227,14 +236,14 @@ def test_the_bars_are_as_long_as_what_they_tell() -> None:
 
 def test_what_lies_beside_the_allocated_memory_is_told(dossier: Dossier) -> None:
     first, *others = dossier.check.plans
-    memory = replace(first.memory, cached_bytes=3 * 2**30, unsplit_bytes=2**30, paged_bytes=5 * 2**30)
+    memory = replace(first.memory, cached_bytes=3 * 2**30, unsplit_bytes=2**30)
     beside = replace(dossier, check=replace(dossier.check, plans=(replace(first, memory=memory), *others)))
     drawn = pictures(beside)
     told = Page(page(beside, drawn))
-    for name in ("allocator cache", "paged states", "CUDA context"):
+    for name in ("allocator cache", "CUDA context"):
         assert name in texts(drawn["totals"])
         assert name in told.text
-    assert {4 * 2**30, 5 * 2**30, memory.bytes, memory.context.bytes} <= {size for size, _ in told.sizes}
+    assert {4 * 2**30, memory.bytes, memory.context.bytes} <= {size for size, _ in told.sizes}
 
 
 def test_several_timelines_are_drawn_over_each_other() -> None:
@@ -280,7 +289,8 @@ def test_the_nearest_run_on_record_is_the_evidence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    write_record(recorded(batch_size=8, seq_len=2048), label="far")
+    write_record(recorded(batch_size=8, seq_len=2048, lora_r=8), label="far")
+    write_record(recorded(batch_size=2, lora_r=8, optim="adafactor"), label="of another optimizer")
     write_record(recorded(batch_size=1, lora_r=8), label="near")
     out = tmp_path / "report.html"
     job = ["llama-3.2-1b", "--seq-len", "512", "--batch-size", "2", "--gpu", "4090"]

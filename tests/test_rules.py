@@ -15,7 +15,7 @@ from fitplan.setup import TrainingSetup
 from fitplan.step.architecture import load_config
 from fitplan.trace import autocast
 from fitplan.trace.events import Category, Trace
-from fitplan.trace.kernels import Gpu, efficient_backward_scratch, flash_backward_scratch
+from fitplan.trace.kernels import Gpu
 from fitplan.trace.meta import meta_device
 from fitplan.trace.recorder import Recorder
 from fitplan.trace.tracing import trace_training
@@ -32,65 +32,11 @@ def _recorded(run: Any, gpu: Gpu | None = A100) -> list[tuple[str, int]]:
     return [(a.op.removesuffix(".default"), a.size) for a in trace.allocations]
 
 
-def _attention(heads: int, key_heads: int, width: int, dtype: torch.dtype, **kwargs: Any) -> Any:
-    def run() -> Any:
-        shape = {"device": "meta", "dtype": dtype, "requires_grad": True}
-        query = torch.empty(2, heads, 16, width, **shape)
-        key, value = (torch.empty(2, key_heads, 16, width, **shape) for _ in range(2))
-        return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, **kwargs)
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ("capability", "dtype", "width", "kernel"),
-    [
-        ((8, 0), torch.bfloat16, 64, "aten._scaled_dot_product_flash_attention"),
-        ((9, 0), torch.float16, 128, "aten._scaled_dot_product_flash_attention"),
-        ((8, 0), torch.float32, 64, "aten._scaled_dot_product_efficient_attention"),
-        ((8, 0), torch.bfloat16, 512, "aten._scaled_dot_product_efficient_attention"),
-        ((7, 5), torch.float16, 64, "aten._scaled_dot_product_efficient_attention"),
-    ],
-)
-def test_attention_takes_the_kernel_that_cuda_takes(
-    capability: tuple[int, int], dtype: torch.dtype, width: int, kernel: str
-) -> None:
-    assert kernel in [op for op, _ in _recorded(_attention(4, 4, width, dtype), Gpu(capability))]
-
-
-def test_bfloat16_before_ampere_falls_to_the_math_kernel() -> None:
-    ops = [op for op, _ in _recorded(_attention(4, 4, 64, torch.bfloat16), Gpu((7, 5)))]
-    assert not any("flash" in op or "efficient" in op for op in ops)
-    assert any("softmax" in op for op in ops)
-
-
-def test_flash_attention_keeps_the_sums_in_float32() -> None:
-    sizes = [size for op, size in _recorded(_attention(4, 2, 64, torch.bfloat16, enable_gqa=True)) if "flash" in op]
-    assert sizes[:2] == [2 * 4 * 16 * 64 * 2, 2 * 4 * 16 * 4]
-
-
-def test_scratch_of_the_flash_backward() -> None:
-    query = torch.empty(2, 8, 100, 72, device="meta", dtype=torch.bfloat16)
-    key = torch.empty(2, 2, 100, 72, device="meta", dtype=torch.bfloat16)
-    sizes = [t.nbytes for t in flash_backward_scratch(query, key)]
-    assert sizes == [2 * 8 * 128 * 4, 2 * 128 * 8 * 96 * 4, 2 * 100 * 8 * 72 * 2, 2 * 100 * 8 * 72 * 2]
-    assert len(flash_backward_scratch(query, query)) == 2
-    assert [t.nbytes for t in efficient_backward_scratch(query)] == [2 * 8 * 100 * 4, 2 * 8 * 128 * 128 * 4]
-
-
 @pytest.mark.parametrize(("major", "size"), [(8, 8_519_680), (9, 33_554_432), (10, 33_554_432), (12, 33_554_432)])
 def test_cublas_workspaces(major: int, size: int) -> None:
     trace = _traced("llama", Gpu((major, 0)), method="full")
     workspaces = [a.size for a in trace.allocations if a.category is Category.WORKSPACES]
     assert workspaces == [size, size]
-
-
-def test_dropout_on_cuda_keeps_a_mask_of_bytes() -> None:
-    def run() -> Any:
-        return torch.nn.functional.dropout(torch.empty(10, 10, device="meta", requires_grad=True), 0.1)
-
-    assert ("aten.native_dropout", 100) in _recorded(run)
-    assert ("aten.native_dropout", 100) not in _recorded(run, None)
 
 
 def _casts(run: Any) -> list[tuple[str, int]]:

@@ -15,6 +15,7 @@ import fitplan
 from fitplan import api, estimator
 from fitplan.footprint import store
 from fitplan.footprint.footprint import Footprint, piece_at_point
+from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.recipe import shape_of
 from fitplan.memory import MemoryEstimate, MemoryMoment
 from fitplan.models.resolve import ModelConfig, resolve_model
@@ -24,6 +25,10 @@ from fitplan.trace.events import Category
 from fitplan.tracer import installed_versions
 
 A100 = (8, 0)
+
+
+def _job(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int] = A100) -> TrainingJob:
+    return TrainingJob(model=model, setup=setup, capability=capability)
 
 
 @pytest.fixture(autouse=True)
@@ -92,15 +97,15 @@ def _point(size: int, seq_len: int) -> tuple[TrainingSetup, Footprint]:
 def test_writers_at_the_same_time_leave_a_whole_file(own_cache: Path) -> None:
     model = ModelConfig("tiny", "file", FAMILIES["llama"])
     points = [_point(512 * n, n) for n in range(1, 30)]
-    threads = [threading.Thread(target=store.keep, args=(model, setup, A100, found)) for setup, found in points]
+    threads = [threading.Thread(target=store.keep, args=(_job(model, setup), found)) for setup, found in points]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     (entry,) = own_cache.iterdir()
     json.loads(entry.read_text())
-    store.keep(model, *(points[0][0], A100, points[0][1]))
-    found = store.find_cached(model, points[0][0], A100, installed_versions())
+    store.keep(_job(model, points[0][0]), points[0][1])
+    found = store.find_cached(_job(model, points[0][0]), installed_versions())
     assert found is not None
     assert found.footprint.pieces[0] == points[0][1].pieces[0]
 
@@ -121,7 +126,7 @@ def test_an_interrupted_write_leaves_nothing(own_cache: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "replace", interrupted)
     setup, found = _point(512, 8)
     with pytest.raises(KeyboardInterrupt):
-        store.keep(ModelConfig("tiny", "file", FAMILIES["llama"]), setup, A100, found)
+        store.keep(_job(ModelConfig("tiny", "file", FAMILIES["llama"]), setup), found)
     assert list(own_cache.iterdir()) == []
 
 
@@ -165,7 +170,7 @@ def test_shipped_and_traced_are_the_same_bytes() -> None:
 )
 def test_what_ships(settings: dict[str, Any], ships: bool) -> None:
     setup = TrainingSetup(method="qlora", **settings)
-    stored = store.find_shipped(resolve_model("llama-3.2-1b"), setup, A100)
+    stored = store.find_shipped(_job(resolve_model("llama-3.2-1b"), setup))
     assert (stored is not None and stored.piece(shape_of(setup)) is not None) is ships
 
 
@@ -173,7 +178,7 @@ def test_gpus_before_ampere_have_footprints_of_their_own() -> None:
     model = resolve_model("llama-3.2-1b")
     setup = TrainingSetup(method="lora", dtype="float16")
     shape = shape_of(setup)
-    found = [store.find_shipped(model, setup, capability) for capability in ((7, 0), (7, 5), A100)]
+    found = [store.find_shipped(_job(model, setup, capability)) for capability in ((7, 0), (7, 5), A100)]
     assert found[0] == found[1]
     assert found[2] is None
     assert found[0] is not None
@@ -192,9 +197,9 @@ def test_gpus_before_ampere_have_footprints_of_their_own() -> None:
 def test_what_does_not_ship_is_named(
     name: str, settings: dict[str, Any], capability: tuple[int, int], said: str
 ) -> None:
-    assert said in store.why_not_shipped(resolve_model(name), TrainingSetup(**settings), capability)
+    assert said in store.why_not_shipped(_job(resolve_model(name), TrainingSetup(**settings), capability))
     other = ModelConfig("mine", "file", {})
-    assert store.why_not_shipped(other, TrainingSetup(), A100) == "mine is no shipped model"
+    assert store.why_not_shipped(_job(other, TrainingSetup())) == "mine is no shipped model"
 
 
 def test_other_versions_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +210,19 @@ def test_other_versions_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     (warning,) = report.warnings
     assert "transformers" in warning and "9.9.9" in warning and "--trace" in warning  # noqa: PT018
     assert report.to_dict()["warnings"] == [warning]
+
+
+def test_what_the_libraries_choose_is_kept_once(tiny: str) -> None:
+    """What is left open and what names the choice are one step, whichever is asked first."""
+    settings = {"method": "lora", "seq_len": 32}
+    assert _document(tiny, **settings)[0] == "trace"
+    assert _document(tiny, **settings, attn="sdpa", task="causal-lm")[0] == "cache"
+    assert _document(tiny, **settings, attn="sdpa")[0] == "trace", "nobody said yet which task that is"
+    other = settings | {"optim": "sgd"}
+    assert _document(tiny, **other, attn="sdpa")[0] == "trace"
+    assert _document(tiny, **other)[0] == "cache"
+    assert _document(tiny, **settings, attn="eager")[0] == "trace"
+    assert _document(tiny, **settings)[1][0]["setup"]["attn"] == "sdpa"
 
 
 def test_installed_versions_are_those_of_importlib() -> None:

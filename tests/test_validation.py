@@ -403,6 +403,32 @@ def test_a_record_is_evidence_and_a_damaged_one_is_none(
         assert records.nearest(name, TINY) is None
 
 
+def test_shipped_runs_are_evidence_of_the_same_job_first() -> None:
+    """Of the H100's runs of Llama 3.2 1B: the same settings before the same length; what differs is told."""
+    asked = TrainingSetup(method="full", seq_len=600, optim="adafactor", attn="sdpa", task="causal-lm")
+    found = records.nearest("llama-3.2-1b", asked)
+    assert found is not None
+    assert (found.setup["optim"], found.device) == ("adafactor", "NVIDIA H100 80GB HBM3")
+    assert found.others(asked) == {"seq_len": (512, 600)}
+    other_segments = asked.with_(expandable_segments=True)
+    other = records.nearest("llama-3.2-1b", other_segments)
+    assert other is not None
+    assert other.others(other_segments) == {"seq_len": (512, 600), "expandable_segments": (False, True)}
+    assert records.nearest("llama-2-70b", asked) is None
+
+
+def test_every_shipped_run_can_be_read() -> None:
+    folder = records.shipped_records("any").parent
+    lines = {path: path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("*.jsonl"))}
+    assert sum(map(len, lines.values())) == 76
+    for path, texts in lines.items():
+        read = [record for method in ("full", "lora", "qlora") for record in records._records(path.stem, method)]
+        assert len(read) == len(texts), path
+        assert {record.model for record in read} == {path.stem}
+        assert {record.device for record in read} <= {"NVIDIA H100 80GB HBM3", "NVIDIA H200"}
+        assert all(len(record.quantities) == 4 and record.phases for record in read)
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""FSDP1 through ``transformers.Trainer``: ``torchrun --nproc-per-node 2 fsdp1.py full|lora ROWS``: Mistral-7B at 4096 tokens.
+"""FSDP1 through Trainer: ``torchrun --nproc-per-node 2 fsdp1.py full|lora ROWS``: Mistral-7B, 4096 tokens.
 
 As in the runs of fms-acceleration whose figures are public (transformers 4.48.1, accelerate 1.3, peft 0.14; 2 x A100).
 """

@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
 
-name, length, batch = sys.argv[1], int(sys.argv[2]), int((sys.argv + ["1"])[3])
+name, length, batch = sys.argv[1], int(sys.argv[2]), int([*sys.argv, "1"][3])
 four_bit = BitsAndBytesConfig(
     load_in_4bit=True,
     bnb_4bit_quant_type="nf4",

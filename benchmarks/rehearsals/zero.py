@@ -1,4 +1,4 @@
-"""Several ranks with a strategy of ``transformers.Trainer``: ``torchrun --nproc-per-node 2 zero.py zero2|zero3|fsdp2 MODEL LENGTH``.
+"""A strategy of ``transformers.Trainer``: ``torchrun --nproc-per-node 2 zero.py zero2|zero3|fsdp2 MODEL LENGTH``.
 
 Full fine-tuning in bfloat16 with TRL's ``SFTTrainer``, which hands DeepSpeed and FSDP2 on to Trainer and accelerate.
 """

@@ -25,6 +25,10 @@ _NOT_MODELLED = frozenset({
 """What PyTorch knows, what does move bytes, and what the model leaves out."""
 
 
+_COMMAS = r",(?![^\[]*\])"
+"""Between options, not inside the lists of their values."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AllocatorSettings:
     """The settings that change what is reserved; PyTorch's defaults.
@@ -59,7 +63,7 @@ class AllocatorSettings:
 
         """
         expandable, split, threshold = False, None, None
-        for option in re.split(r",(?![^\[]*\])", re.sub(r"\s", "", text)):
+        for option in re.split(_COMMAS, re.sub(r"\s", "", text)):
             key, _, value = option.partition(":")
             if option in ("", "backend:native") or key in _WITHOUT_EFFECT:
                 continue
@@ -74,6 +78,26 @@ class AllocatorSettings:
             else:
                 raise InputError(f"{key!r} is no option of PyTorch's CUDA allocator")
         return cls(expandable_segments=expandable, max_split_size_bytes=split, garbage_collection_threshold=threshold)
+
+
+def from_environment(text: str) -> tuple[AllocatorSettings, tuple[str, ...]]:
+    """The settings that an answer minds of those that the environment gives, and the options that it leaves out.
+
+    A formula is of replays with and without expandable segments; no other option is in it. PyTorch's ``backend``
+    ``cudaMallocAsync`` hands all of it to the driver, so that none of them counts.
+    """
+    options = [option for option in re.split(_COMMAS, re.sub(r"\s", "", text)) if option]
+    left_out = tuple(option for option in options if _is_left_out(option))
+    if any(option.startswith("backend:") for option in left_out):
+        return AllocatorSettings(), left_out
+    return AllocatorSettings.parse(",".join(option for option in options if option not in left_out)), left_out
+
+
+def _is_left_out(option: str) -> bool:
+    try:
+        return AllocatorSettings.parse(option) not in (PLAIN, EXPANDABLE)
+    except InputError:
+        return True
 
 
 PLAIN = AllocatorSettings()

@@ -113,10 +113,10 @@ def report(
     """``fitplan report``."""
     from pathlib import Path
 
-    from fitplan import api
     from fitplan.cli.dossier import gather
     from fitplan.cli.files import check_writable, write_answer
     from fitplan.errors import MissingDependency
+    from fitplan.question import device_named
 
     try:
         from fitplan.report.html import headline, page, pictures
@@ -128,7 +128,7 @@ def report(
     if svg:
         Path(svg).mkdir(parents=True, exist_ok=True)
     with Narration() as progress:
-        device = api.device_named(_or_here(gpu, vram), vram)
+        device = device_named(_or_here(gpu, vram), vram)
         dossier = gather(model, device, method, given(settings), progress)
         progress("drawing")
         drawn = pictures(dossier)

@@ -52,5 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except Exception:
         traceback.print_exc()
-        complain("this is a defect of fitplan, not of what was asked; please report it with the lines above")
+        complain(
+            "this is a defect of fitplan, not of what was asked; please report it where you have fitplan from, with "
+            "the lines above and what fitplan --version says"
+        )
         return EXIT_DEFECT

@@ -9,7 +9,8 @@ from fitplan.cli.console import EXIT_BAD_INPUT, EXIT_FITS, complain
 from fitplan.cli.rehearsal import add_rehearse
 from fitplan.cli.validation import add_calibrate, add_validate
 from fitplan.names import did_you_mean
-from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Optim, Padding, Quant, Task
+from fitplan.settings import Group, Setting
+from fitplan.setup import SETTINGS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -238,38 +239,24 @@ def _add_json(parser: argparse._ActionsContainer) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser, method: str = "") -> None:
-    """One flag for each field of :class:`TrainingSetup`; left out, it takes the setup's own default."""
-    job = parser.add_argument_group("the job")
-    job.add_argument("--method", **_choice(Method), help=f"default {method}" if method else "all three if left out")
-    job.add_argument("--task", **_choice(Task), help="the one that the model's config names if left out")
-    job.add_argument("--num-labels", type=int, metavar="N", help="classes of a sequence classifier")
-    job.add_argument("--batch-size", type=int, metavar="N", help="rows in a micro-batch (default 1)")
-    job.add_argument("--seq-len", type=int, metavar="N", help="tokens in a row (default 2048, or what the model can)")
-    job.add_argument("--gradient-accumulation-steps", type=int, metavar="N", help="micro-batches in a step (default 1)")
-    job.add_argument("--padding", **_choice(Padding), help="how rows reach one length (default none: all are full)")
-    lora = parser.add_argument_group("LoRA and QLoRA")
-    lora.add_argument("--lora-r", type=int, metavar="R", help="rank (default 16)")
-    lora.add_argument("--lora-alpha", type=int, metavar="N", help="scaling (default 32)")
-    lora.add_argument("--lora-dropout", type=float, metavar="P", help="dropout (default 0)")
-    lora.add_argument("--target-modules", metavar="NAMES", help=f"module names with commas (default {ALL_LINEAR})")
-    lora.add_argument("--quant", **_choice(Quant), help="format of the frozen weights (default nf4)")
-    lora.add_argument("--double-quant", **_switch, help="quantise the scales again (default on)")
-    lora.add_argument("--compute-dtype", **_choice(Dtype), help="type of 4-bit products (default: --dtype)")
-    lora.add_argument("--kbit-prepare", **_switch, help="call prepare_model_for_kbit_training (default on)")
-    how = parser.add_argument_group("how it is trained")
-    how.add_argument("--dtype", **_choice(Dtype), help="type the weights are loaded in (default bfloat16)")
-    how.add_argument("--mixed-precision", **_choice(MixedPrecision), help="autocast (default bf16; fp16 with float16)")
-    how.add_argument("--gradient-checkpointing", **_switch, help="recompute activations in backward (default on)")
-    how.add_argument("--attn", **_choice(Attention), help="attention implementation (default sdpa)")
-    how.add_argument("--optim", **_choice(Optim), help="optimizer (default adamw_torch_fused)")
-    how.add_argument("--use-liger-kernel", **_switch, help="Liger's kernels for norms, MLPs and the loss (default off)")
-    how.add_argument(
-        "--expandable-segments", **_switch, help="PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True (default off)"
-    )
+    """One flag for each setting; left out, it takes the setup's own default.
+
+    Args:
+        parser: of a command.
+        method: the one that the command takes if none is named; all three if empty.
+
+    """
+    groups = {heading: parser.add_argument_group(heading) for heading in Group}
+    for one in SETTINGS.values():
+        text = one.help_with_default
+        if one.name == "method":
+            text = f"default {method}" if method else "all three if left out"
+        groups[one.group].add_argument(one.flag, **_argument(one), help=text)
 
 
-_switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": None}
-
-
-def _choice(kind: Any) -> dict[str, Any]:
-    return {"metavar": "{" + ",".join(kind) + "}"}
+def _argument(one: Setting) -> dict[str, Any]:
+    if one.kind is bool:
+        return {"action": argparse.BooleanOptionalAction, "default": None}
+    if one.is_enum:
+        return {"metavar": "{" + ",".join(one.kind) + "}"}
+    return {"metavar": one.metavar, "type": one.kind if one.kind in (int, float) else str}

@@ -72,7 +72,8 @@ class _Live:
         """A rank tells where it is."""
         from fitplan.units import gib
 
-        text = f"step {news['step']} {news['phase']}: {gib(news['allocated_bytes'])}, {gib(news['reserved_bytes'])} reserved"
+        taken = f"{gib(news['allocated_bytes'])}, {gib(news['reserved_bytes'])} reserved"
+        text = f"step {news['step']} {news['phase']}: {taken}"
         self._ranks[news["rank"]] = text
         if self._status is not None:
             self._status.update("   ".join(f"[{rank}] {text}" for rank, text in sorted(self._ranks.items())))
@@ -107,7 +108,7 @@ def add_rehearse(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--ranks",
         type=int,
         metavar="N",
-        help="GPUs that the program is shown (default: as many as the command names, else 1)",
+        help="GPUs that the program is shown (default: those that the command names)",
     )
     parser.add_argument(
         "--steps", type=int, metavar="N", help="optimizer steps after which it is ended (default 3); 0: its own end"

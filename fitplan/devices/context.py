@@ -3,7 +3,7 @@
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import platformdirs
@@ -51,9 +51,19 @@ def own_contexts() -> Path:
 
 
 def _measured_here() -> list[Context]:
-    """The user's own measurements; a damaged file holds none."""
+    """The user's own measurements; a damaged file holds none. It is read again where it has changed."""
+    path = own_contexts()
+    try:
+        state = path.stat()
+    except OSError:
+        return []
+    return _contexts_in(path, (state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=1)
+def _contexts_in(path: Path, _: tuple[int, int]) -> list[Context]:
     with suppress(OSError, ValueError, KeyError, TypeError):
-        rows = json.loads(own_contexts().read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8"))
         return [
             Context(int(row["bytes"]), 0, row["gpu"], f"measured here, torch {row['torch']}, driver {row['driver']}")
             for row in rows

@@ -10,7 +10,7 @@ from fitplan.cuda import LARGE_BLOCK, rounded
 from fitplan.footprint.envelope import Counts, Envelope
 from fitplan.footprint.footprint import CATEGORIES, Block, Live, OptimizerFootprint, Piece, Region, Summit
 from fitplan.footprint.overhead import OverheadSample, replayed
-from fitplan.footprint.size import Lengths, NoFormula, Shape, Size, lengths_of, size_through
+from fitplan.footprint.size import NO_NUMBERS, Lengths, NoFormula, Numbers, Shape, Size, lengths_of, size_through
 from fitplan.memory import estimate_trace, moment_title
 from fitplan.phase import Phase
 from fitplan.trace.events import CUBLAS_CREATE, EMPTY_CACHE, Allocation, Category, Moment, Trace
@@ -35,9 +35,9 @@ class Corner:
     The micro-batches that are neither first nor last are left out: they are like the last.
     """
 
-    def __init__(self, trace: Trace, shape: Shape, capability: tuple[int, int], loss_pieces: int = 0) -> None:
-        self.trace, self.shape, self.capability, self.loss_pieces = trace, shape, capability, loss_pieces
-        self.values = lengths_of(shape, capability, loss_pieces)
+    def __init__(self, trace: Trace, shape: Shape, capability: tuple[int, int], numbers: Numbers = NO_NUMBERS) -> None:
+        self.trace, self.shape, self.capability, self.numbers = trace, shape, capability, numbers
+        self.values = lengths_of(shape, capability, numbers)
         last = shape.gradient_accumulation_steps - 1
         middle = {f"{what} {number}" for number in range(1, last) for what in ("batch", "labels of batch")}
         self.births: list[_Birth] = []
@@ -207,12 +207,12 @@ class _Derivation:
         for rows in body_rows.values():
             summits += self._summits(rows, states, states_large)
         piece = Piece(
-            self._region,
-            tuple(self._blocks),
-            tuple(summit for _, summit in sorted(summits, key=lambda pair: pair[0])),
-            tuple(kinds),
-            self._live(entry),
-            loss_pieces=self._low.loss_pieces,
+            region=self._region,
+            blocks=tuple(self._blocks),
+            summits=tuple(summit for _, summit in sorted(summits, key=lambda pair: pair[0])),
+            kinds=tuple(kinds),
+            entry=self._live(entry),
+            numbers=self._low.numbers,
         )
         return self._without_unused(piece), self._optimizer(step_rows, entry, states, states_large)
 
@@ -232,7 +232,7 @@ class _Derivation:
 
     def _sizes(self, shape: Shape) -> list[int]:
         """The size of every allocation at a shape."""
-        values = lengths_of(shape, self._low.capability, self._low.loss_pieces)
+        values = lengths_of(shape, self._low.capability, self._low.numbers)
         sizes = [block.size.at(values) for block in self._blocks]
         return [
             birth.allocation.size if block is None else sizes[block]
@@ -286,13 +286,13 @@ class _Derivation:
                 (
                     rows[place],
                     Summit(
-                        moment.phase,
-                        moment.part,
-                        moment_title(moment, self._low.trace),
-                        moment.step,
-                        moment.micro_batch,
-                        bool(with_states[place]),
-                        self._live(values[place]),
+                        phase=moment.phase,
+                        part=moment.part,
+                        name=moment_title(moment, self._low.trace),
+                        step=moment.step,
+                        micro_batch=moment.micro_batch,
+                        with_states=bool(with_states[place]),
+                        live=self._live(values[place]),
                     ),
                 )
             )
@@ -304,13 +304,13 @@ class _Derivation:
         kept = self._highest(rows, values, np.ones(len(rows), dtype=bool)) if rows else []
         summits = [
             Summit(
-                Phase.OPTIMIZER,
-                moments[rows[p]].part,
-                moment_title(moments[rows[p]], self._low.trace),
-                moments[rows[p]].step,
-                0,
-                True,
-                self._live(values[p]),
+                phase=Phase.OPTIMIZER,
+                part=moments[rows[p]].part,
+                name=moment_title(moments[rows[p]], self._low.trace),
+                step=moments[rows[p]].step,
+                micro_batch=0,
+                with_states=True,
+                live=self._live(values[p]),
             )
             for p in sorted(kept)
         ]
@@ -356,7 +356,7 @@ class _Derivation:
         least = dict.fromkeys(("n", "n10", "q", "q10", "g-1"), 0)
         region = self._region
         smallest = Shape(region.batch_size[0], region.seq_len[0], region.lora_r[0], 1)
-        floor = lengths_of(smallest, (8, 0), self._low.loss_pieces) | least
+        floor = lengths_of(smallest, (8, 0), self._low.numbers) | least
         products: dict[Lengths, int] = {(): 0}
         terms: list[list[tuple[int, int]]] = []
         for block in self._blocks:
@@ -384,4 +384,12 @@ def _renumbered(live: Live, number: dict[int, int]) -> Live:
 
 
 def _with_live(summit: Summit, live: Live) -> Summit:
-    return Summit(summit.phase, summit.part, summit.name, summit.step, summit.micro_batch, summit.with_states, live)
+    return Summit(
+        phase=summit.phase,
+        part=summit.part,
+        name=summit.name,
+        step=summit.step,
+        micro_batch=summit.micro_batch,
+        with_states=summit.with_states,
+        live=live,
+    )

@@ -14,7 +14,7 @@ from fitplan.footprint.footprint import (
     Summit,
 )
 from fitplan.footprint.overhead import OverheadSample
-from fitplan.footprint.size import Size
+from fitplan.footprint.size import Numbers, Size
 from fitplan.memory import AllocatorOverhead
 from fitplan.phase import Phase
 from fitplan.trace.events import Category
@@ -88,27 +88,42 @@ def _piece(piece: Piece) -> dict[str, Any]:
             [o.batch_size, o.seq_len, *(n for a in (o.plain, o.expandable) for n in (a.unsplit_bytes, a.cached_bytes))]
             for o in piece.overheads
         ],
-        **({"loss_pieces": piece.loss_pieces} if piece.loss_pieces else {}),
+        **{name: number for name, number in vars(piece.numbers).items() if number},
     }
 
 
 def _piece_from(document: dict[str, Any]) -> Piece:
     batch_size, seq_len, step, rank, tokens, accumulation = document["region"]
     return Piece(
-        Region(tuple(batch_size), tuple(seq_len), step, tuple(rank), tokens, tuple(accumulation)),
-        tuple(_block_from(*block) for block in document["blocks"]),
-        tuple(_summit_from(*summit) for summit in document["summits"]),
-        tuple(document["kinds"]),
-        _live_from(*document["entry"]),
-        tuple(
-            GroupFormula(storage, why, trainable, adapter, Size.parse(parameters), Size.parse(size), example)
+        region=Region(
+            batch_size=tuple(batch_size),
+            seq_len=tuple(seq_len),
+            seq_len_step=step,
+            lora_r=tuple(rank),
+            tokens=tokens,
+            gradient_accumulation_steps=tuple(accumulation),
+        ),
+        blocks=tuple(_block_from(*block) for block in document["blocks"]),
+        summits=tuple(_summit_from(*summit) for summit in document["summits"]),
+        kinds=tuple(document["kinds"]),
+        entry=_live_from(*document["entry"]),
+        parameters=tuple(
+            GroupFormula(
+                storage=storage,
+                why=why,
+                trainable=trainable,
+                adapter=adapter,
+                parameters=Size.parse(parameters),
+                bytes=Size.parse(size),
+                example=example,
+            )
             for storage, why, trainable, adapter, parameters, size, example in document["parameters"]
         ),
-        tuple(
+        overheads=tuple(
             OverheadSample(rows, length, AllocatorOverhead(*added[:2]), AllocatorOverhead(*added[2:]))
             for rows, length, *added in document.get("overheads", ())
         ),
-        document.get("loss_pieces", 0),
+        numbers=Numbers(**{name: document.get(name, 0) for name in Numbers.__dataclass_fields__}),
     )
 
 
@@ -140,4 +155,12 @@ def _summit(summit: Summit) -> list[Any]:
 
 
 def _summit_from(phase: str, part: str, name: str, step: int, micro_batch: int, with_states: int, *live: Any) -> Summit:
-    return Summit(Phase(phase), part, name, step, micro_batch, bool(with_states), _live_from(*live))
+    return Summit(
+        phase=Phase(phase),
+        part=part,
+        name=name,
+        step=step,
+        micro_batch=micro_batch,
+        with_states=bool(with_states),
+        live=_live_from(*live),
+    )

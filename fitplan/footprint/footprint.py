@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fitplan.audit import ParameterGroup
 from fitplan.cuda import LARGE_BLOCK, rounded
 from fitplan.footprint.overhead import OverheadSample, overhead_at
-from fitplan.footprint.size import Shape, Size, lengths_of
+from fitplan.footprint.size import NO_NUMBERS, Numbers, Shape, Size, lengths_of
 from fitplan.memory import AllocatorOverhead, MemoryEstimate, MemoryMoment
 from fitplan.phase import Phase
 from fitplan.trace.events import Category
@@ -98,7 +98,7 @@ class Summit:
         return f"{self.phase}/{self.part}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Region:
     """The shapes for which a formula holds.
 
@@ -153,7 +153,7 @@ class OptimizerFootprint:
     summits: tuple[Summit, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GroupFormula:
     """A :class:`ParameterGroup` whose count and bytes are formulas in the rank."""
 
@@ -169,17 +169,17 @@ class GroupFormula:
         """The group for one rank."""
         values = {"r": shape.lora_r}
         return ParameterGroup(
-            self.storage,
-            self.why,
-            self.trainable,
-            self.adapter,
-            self.parameters.at(values),
-            self.bytes.at(values),
-            self.example,
+            storage=self.storage,
+            why=self.why,
+            trainable=self.trainable,
+            adapter=self.adapter,
+            parameters=self.parameters.at(values),
+            bytes=self.bytes.at(values),
+            example=self.example,
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Piece:
     """A training step over one region, without what its optimizer adds.
 
@@ -191,7 +191,7 @@ class Piece:
         entry: what is live when ``optimizer.step()`` begins, without its states.
         parameters: how the model's parameters are stored.
         overheads: what the caching allocator adds, in order of tokens; with the recipe's own optimizer.
-        loss_pieces: into how many pieces Liger cuts the loss (:func:`fitplan.footprint.size.loss_piece`); 0 without it.
+        numbers: those of the model that lengths depend on.
 
     """
 
@@ -202,7 +202,7 @@ class Piece:
     entry: Live
     parameters: tuple[GroupFormula, ...] = ()
     overheads: tuple[OverheadSample, ...] = ()
-    loss_pieces: int = 0
+    numbers: Numbers = NO_NUMBERS
 
     def with_optimizer(self, optimizer: OptimizerFootprint) -> "Piece":
         """The whole step."""
@@ -259,7 +259,7 @@ class Piece:
 
     def peaks(self, batch_sizes: Iterable[int], shape: Shape, capability: tuple[int, int]) -> list[int]:
         """``peak_allocated_bytes`` for many batch sizes of the region, the rest as in ``shape``."""
-        values = lengths_of(replace(shape, batch_size=1), capability, self.loss_pieces)
+        values = lengths_of(replace(shape, batch_size=1), capability, self.numbers)
         starts, slopes = [], []
         loose: list[tuple[int, Callable[[int], int]]] = []
         for number, block in enumerate(self.blocks):
@@ -286,7 +286,7 @@ class Piece:
 
     def _size_by_rows(self, size: Size, times: int, shape: Shape, capability: tuple[int, int]) -> Callable[[int], int]:
         def at(rows: int) -> int:
-            values = lengths_of(replace(shape, batch_size=rows), capability, self.loss_pieces)
+            values = lengths_of(replace(shape, batch_size=rows), capability, self.numbers)
             return times * rounded(size.at(values))
 
         return at
@@ -298,7 +298,7 @@ class Piece:
 
     def _evaluated(self, shape: Shape, capability: tuple[int, int]) -> tuple[list[int], list[int]]:
         """For each block: bytes of those that come together, and how many of them are large."""
-        values = lengths_of(shape, capability, self.loss_pieces)
+        values = lengths_of(shape, capability, self.numbers)
         extra = shape.gradient_accumulation_steps - 1
         sizes = [rounded(block.size.at(values)) for block in self.blocks]
         times = [extra if block.per_extra_batch else 1 for block in self.blocks]
@@ -323,25 +323,47 @@ def piece_at_point(
     workspace = lengths_of(shape, capability)["w"]
     block = Block(Category.WORKSPACES, Size(1, ("w",)), False, "cuBLAS workspaces")
     region = Region(
-        (shape.batch_size,) * 2, (shape.seq_len,) * 2, 1, (shape.lora_r,) * 2, shape.tokens,
-        (shape.gradient_accumulation_steps,) * 2,
-    )  # fmt: skip
+        batch_size=(shape.batch_size,) * 2,
+        seq_len=(shape.seq_len,) * 2,
+        seq_len_step=1,
+        lora_r=(shape.lora_r,) * 2,
+        tokens=shape.tokens,
+        gradient_accumulation_steps=(shape.gradient_accumulation_steps,) * 2,
+    )
 
     def summit(moment: MemoryMoment) -> Summit:
         handles = moment.breakdown[Category.WORKSPACES] // workspace
         constant = tuple(n for c in CATEGORIES for n in [0 if c is Category.WORKSPACES else moment.breakdown[c]])
         large = estimate.large_blocks - handles if moment is estimate.peak else 0
         live = Live(constant, large, ((0, handles),) if handles else ())
-        return Summit(Phase.FORWARD, moment.name, moment.name, 0, 0, False, live)
+        return Summit(
+            phase=Phase.FORWARD, part=moment.name, name=moment.name, step=0, micro_batch=0, with_states=False, live=live
+        )
 
     others = [moment for moment in estimate.moments if moment is not estimate.peak]
     summits = tuple(summit(moment) for moment in (estimate.peak, *others))
     kinds = tuple(f"{Phase.FORWARD}/{moment.name}" for moment in estimate.moments)
     groups = tuple(
-        GroupFormula(g.storage, g.why, g.trainable, g.adapter, Size(g.parameters), Size(g.bytes), g.example)
+        GroupFormula(
+            storage=g.storage,
+            why=g.why,
+            trainable=g.trainable,
+            adapter=g.adapter,
+            parameters=Size(g.parameters),
+            bytes=Size(g.bytes),
+            example=g.example,
+        )
         for g in parameters
     )
-    return Piece(region, (block,), summits, kinds, Live(), groups, (overhead,) if overhead else ())
+    return Piece(
+        region=region,
+        blocks=(block,),
+        summits=summits,
+        kinds=kinds,
+        entry=Live(),
+        parameters=groups,
+        overheads=(overhead,) if overhead else (),
+    )
 
 
 Line = tuple[int, int, tuple[int, ...]]

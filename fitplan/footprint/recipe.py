@@ -4,11 +4,8 @@ from typing import Any
 
 from fitplan.cuda import AMPERE
 from fitplan.footprint.size import Shape
-from fitplan.setup import Quant, TrainingSetup
-
-_NOT_IN_RECIPE = (
-    "batch_size", "seq_len", "gradient_accumulation_steps", "lora_r", "lora_alpha", "optim", "expandable_segments",
-)  # fmt: skip
+from fitplan.settings import Decides
+from fitplan.setup import SETTINGS, Adapter, Quant, TrainingSetup
 
 SOME_DROPOUT = 0.05
 
@@ -16,8 +13,9 @@ Recipe = dict[str, Any]
 
 
 def shape_of(setup: TrainingSetup) -> Shape:
-    """The shape of the job."""
-    return Shape(setup.batch_size, setup.seq_len, setup.lora_r or 0, setup.gradient_accumulation_steps)
+    """The shape of the job; the rank is part of it where all that adapters need grows with it in proportion."""
+    rank = setup.lora_r or 0 if setup.adapter in (Adapter.LORA, Adapter.DORA) else 0
+    return Shape(setup.batch_size, setup.seq_len, rank, setup.gradient_accumulation_steps)
 
 
 def recipe_of(setup: TrainingSetup) -> Recipe:
@@ -25,11 +23,19 @@ def recipe_of(setup: TrainingSetup) -> Recipe:
 
     Whether there is dropout matters, how much does not; fp4 and nf4 take the same bytes.
     """
-    recipe = {name: value for name, value in setup.to_dict().items() if name not in _NOT_IN_RECIPE}
+    values = setup.to_dict()
+    recipe = {one.name: values[one.name] for one in SETTINGS.values() if one.decides is Decides.RECIPE}
     recipe["lora_dropout"] = None if setup.lora_dropout is None else setup.lora_dropout > 0
     if setup.quant is Quant.FP4:
         recipe["quant"] = str(Quant.NF4)
+    if setup.lora_r and not shape_of(setup).lora_r:
+        recipe["lora_r"] = setup.lora_r
     return recipe
+
+
+def completed(recipe: Recipe) -> Recipe:
+    """A recipe that was written before some setting was known, which then had its default."""
+    return {**recipe_of(TrainingSetup(method=recipe["method"])), **recipe}
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

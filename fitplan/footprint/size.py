@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from itertools import product
 
-from fitplan.cuda import EMBEDDING_SEGMENT, EMBEDDING_SORTS_BEYOND, GRANULE, cublas_workspace
+from fitplan.cuda import EMBEDDING_PART, EMBEDDING_SORTS_BEYOND, GRANULE, cublas_workspace
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,25 @@ class Shape:
         return self.batch_size * self.seq_len
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers of a model that lengths depend on; 0 where there is no such thing.
+
+    Attributes:
+        loss_pieces: into how many pieces Liger cuts the loss (:func:`loss_piece`).
+        vocabulary: rows of the embedding of tokens.
+        buckets: rows of the embedding of relative positions.
+
+    """
+
+    loss_pieces: int = 0
+    vocabulary: int = 0
+    buckets: int = 0
+
+
+NO_NUMBERS = Numbers()
+
+
 _ROUNDINGS = (8, 16, 32, 64, 128)
 
 LENGTHS = {
@@ -40,10 +59,16 @@ LENGTHS = {
     "s-1": "sequence length - 1",
     "s+1": "sequence length + 1",
     **{f"s{multiple}": f"sequence length, rounded up to {multiple}" for multiple in _ROUNDINGS},
-    "n": "tokens, where they are sorted",
-    "n10": "tenths of the tokens, where they are sorted",
-    "q": "pairs of positions, where they are sorted",
-    "q10": "tenths of the pairs of positions, where they are sorted",
+    **{
+        sign: f"{what}, where {things} are sorted"
+        for sorted_one, things in (("n", "tokens"), ("q", "pairs of positions"))
+        for sign, what in (
+            (sorted_one, things),
+            (f"{sorted_one}10", f"tenths of the {things}"),
+            (f"{sorted_one}d", f"distinct {things} at most"),
+            (f"{sorted_one}p", f"parts that {things} are summed in"),
+        )
+    },
     "k": "tokens in a piece of Liger's loss",
     "w": "cuBLAS workspace",
 }
@@ -59,10 +84,21 @@ def loss_piece(tokens: int, pieces: int) -> int:
     return min(1 << (least - 1).bit_length(), tokens)
 
 
-def lengths_of(shape: Shape, capability: tuple[int, int], loss_pieces: int = 0) -> dict[str, int]:
-    """The value of every length; ``loss_pieces`` as in :func:`loss_piece`, 0 without Liger."""
+def _sorted(name: str, count: int, rows: int) -> dict[str, int]:
+    """Lengths of what the gradient of an embedding takes (``embedding_backward_scratch`` of the kernels' rules)."""
+    count = count if count > EMBEDDING_SORTS_BEYOND else 0
+    distinct = min(count, rows)
+    return {
+        name: count,
+        f"{name}10": -(-count // EMBEDDING_PART),
+        f"{name}d": distinct,
+        f"{name}p": count // EMBEDDING_PART + distinct,
+    }
+
+
+def lengths_of(shape: Shape, capability: tuple[int, int], numbers: Numbers = NO_NUMBERS) -> dict[str, int]:
+    """The value of every length."""
     s = shape.seq_len
-    tokens, pairs = (count if count > EMBEDDING_SORTS_BEYOND else 0 for count in (shape.tokens, s * s))
     return {
         "b": shape.batch_size,
         "s": s,
@@ -71,11 +107,9 @@ def lengths_of(shape: Shape, capability: tuple[int, int], loss_pieces: int = 0) 
         "s-1": s - 1,
         "s+1": s + 1,
         **{f"s{multiple}": -(-s // multiple) * multiple for multiple in _ROUNDINGS},
-        "n": tokens,
-        "n10": -(-tokens // EMBEDDING_SEGMENT),
-        "q": pairs,
-        "q10": -(-pairs // EMBEDDING_SEGMENT),
-        "k": loss_piece(shape.tokens, loss_pieces) if loss_pieces else 0,
+        **_sorted("n", shape.tokens, numbers.vocabulary),
+        **_sorted("q", s * s, numbers.buckets),
+        "k": loss_piece(shape.tokens, numbers.loss_pieces) if numbers.loss_pieces else 0,
         "w": cublas_workspace(capability),
     }
 
@@ -115,7 +149,7 @@ def _products() -> list[Lengths]:
     length: list[Lengths] = [(), ("s",), ("s-1",), ("s+1",), *((name,) for name in rounded)]
     length += [("s", "s"), ("s", "s+1"), *(("s", name) for name in rounded)]
     rank: list[Lengths] = [(), ("r",)]
-    others: list[Lengths] = [("n",), ("n10",), ("q",), ("q10",), ("g",), ("k",)]
+    others: list[Lengths] = [(name,) for name in (*_sorted("n", 0, 0), *_sorted("q", 0, 0), "g", "k")]
     return [r + b + s for b, s, r in product(batch, length, rank)] + others
 
 
@@ -125,6 +159,9 @@ def _intricacy(lengths: Lengths) -> tuple[int, int]:
 
 
 _PRODUCTS = sorted(_products(), key=_intricacy)
+
+_LEAST_SORTED = 4
+"""Bytes: what sorting takes are float32 numbers and int64 positions."""
 
 
 class NoFormula(Exception):
@@ -144,7 +181,8 @@ def size_through(points: list[tuple[dict[str, int], int]]) -> Size:
     found = [Size(c, lengths) for lengths in _PRODUCTS if (c := _coefficient(lengths, points))]
     simplest = [size for size in found if _intricacy(size.lengths) == _intricacy(found[0].lengths)]
     if 0 in sizes:  # what is sorted only beyond a threshold shows at one point, where the lengths exceed any dimension
-        simplest = [min(simplest, key=lambda size: size.coefficient)] if simplest else []
+        whole = [size for size in simplest if size.coefficient % _LEAST_SORTED == 0]
+        simplest = [min(whole, key=lambda size: size.coefficient)] if whole else []
     if len(simplest) != 1:
         raise NoFormula(f"sizes {sizes}: {', '.join(map(str, found)) or 'no product of the known lengths'}")
     return simplest[0]

@@ -20,9 +20,9 @@ from fitplan.footprint.document import (
     optimizer_to_dict,
 )
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint, Piece, Region
-from fitplan.footprint.recipe import Recipe, kernels_of, recipe_of
+from fitplan.footprint.job import TrainingJob
+from fitplan.footprint.recipe import Recipe, completed
 from fitplan.footprint.size import Shape
-from fitplan.models.resolve import ModelConfig
 from fitplan.resources import profiles
 from fitplan.setup import LIGER_PACKAGE, Attention, Optim, Task, TrainingSetup
 from fitplan.whole import write_whole
@@ -71,17 +71,17 @@ class StoredFootprint:
 # --- shipped ----------------------------------------------------------------------------------------------------------
 
 
-def find_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]) -> StoredFootprint | None:
+def find_shipped(job: TrainingJob) -> StoredFootprint | None:
     """The footprint that ships for this model and setup."""
-    if model.source != "shipped":
+    if job.model.source != "shipped":
         return None
-    kernels = kernels_of(capability)
-    wanted, rank = recipe_of(setup), setup.lora_r or 0
-    for place, entry in enumerate(_header(model.name, kernels)["footprints"], 1):
-        if _answers(entry, wanted):
-            by_rank = _optimizers(model.name, kernels, entry["optimizers"], setup.optim)
-            part = next((n for n, (least, most, _) in enumerate(by_rank) if least <= rank <= most), None)
-            return None if part is None else _stored(model.name, kernels, place, entry["optimizers"], setup.optim, part)
+    name, optim = job.model.name, job.setup.optim
+    for place, entry in enumerate(_header(name, job.kernels)["footprints"], 1):
+        if _answers(entry, job.recipe):
+            key = entry["optimizers"]
+            by_rank = _optimizers(name, job.kernels, key, optim)
+            part = next((n for n, (least, most, _) in enumerate(by_rank) if least <= job.shape.lora_r <= most), None)
+            return None if part is None else _stored(name, job.kernels, place, key, optim, part)
     return None
 
 
@@ -104,15 +104,15 @@ def _answers(entry: Mapping[str, Any], wanted: Recipe) -> bool:
     return recipe == wanted
 
 
-def why_not_shipped(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int]) -> str:
+def why_not_shipped(job: TrainingJob) -> str:
     """What of a job no shipped footprint is for, in words."""
+    model, setup, wanted = job.model, job.setup, job.recipe
     if model.source != "shipped":
         return f"{model.name} is no shipped model"
-    recipes = shipped_recipes(model.name, kernels_of(capability))
+    recipes = shipped_recipes(model.name, job.kernels)
     if not recipes:
-        where = "" if capability >= AMPERE else " and GPUs before Ampere"
+        where = "" if job.capability >= AMPERE else " and GPUs before Ampere"
         return f"no formulas ship for {model.name}{where}"
-    wanted = recipe_of(setup)
 
     def others(recipe: Recipe) -> list[str]:
         return [name for name, value in recipe.items() if value != wanted[name]]
@@ -153,7 +153,11 @@ def _optimizers(name: str, kernels: str, key: str, optim: Optim) -> tuple[tuple[
 def _header(name: str, kernels: str) -> dict[str, Any]:
     lines = _shipped(name, kernels)
     header: dict[str, Any] = json.loads(lines[0]) if lines else {}
-    return header if header.get("format") == FORMAT else {"footprints": []}
+    if header.get("format") != FORMAT:
+        return {"footprints": []}
+    for entry in header["footprints"]:
+        entry["recipe"] = completed(entry["recipe"])
+    return header
 
 
 @dataclass
@@ -185,7 +189,7 @@ class ShippedFile:
             header["step"],
             [
                 (
-                    entry["recipe"],
+                    completed(entry["recipe"]),
                     entry["optimizers"],
                     footprint_from_dict(line | {"versions": header["versions"]}),
                 )
@@ -243,36 +247,65 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("fitplan", appauthor=False)) / "footprints"
 
 
-def _cache_path(
-    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], versions: dict[str, str]
-) -> Path:
+_CHOICES = ("attn", "task")
+"""What a setup may leave to the libraries; one file holds a model's steps with all of their choices."""
+
+_Asked = tuple[str | None, str | None]
+
+
+def _cache_path(job: TrainingJob, versions: dict[str, str]) -> Path:
     import hashlib
 
-    key = [FORMAT, dict(model.settings), recipe_of(setup), str(setup.optim), kernels_of(capability), versions]
+    recipe = {name: value for name, value in job.recipe.items() if name not in _CHOICES}
+    key = [FORMAT, dict(job.model.settings), recipe, str(job.setup.optim), job.kernels, versions]
     text = json.dumps(key, sort_keys=True, default=str).encode()
     return cache_folder() / f"{hashlib.sha256(text).hexdigest()[:32]}.json"
 
 
-def find_cached(
-    model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], versions: dict[str, str]
-) -> StoredFootprint | None:
-    """What was kept for this model and setup under these library versions; a damaged entry is as good as none."""
+def _read(path: Path) -> list[tuple[set[_Asked], Footprint]]:
+    """What a file holds: the choices that ask for a footprint, and the footprint; nothing if it is damaged."""
     try:
-        document = json.loads(_cache_path(model, setup, capability, versions).read_bytes())
-        return StoredFootprint(footprint_from_dict(document), None, CACHE)
+        return [
+            ({(attn, task) for attn, task in entry["asked"]}, footprint_from_dict(entry["footprint"]))
+            for entry in json.loads(path.read_bytes())
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        return []
 
 
-def keep(model: ModelConfig, setup: TrainingSetup, capability: tuple[int, int], footprint: Footprint) -> None:
+def find_cached(job: TrainingJob, versions: dict[str, str]) -> StoredFootprint | None:
+    """What was kept for this model and setup under these library versions; a damaged entry is as good as none."""
+    known, choices = _read(_cache_path(job, versions)), (job.setup.attn, job.setup.task)
+    found = next((footprint for asked, footprint in known if choices in asked), None)
+    return StoredFootprint(found, None, CACHE) if found else None
+
+
+def keep(job: TrainingJob, footprint: Footprint) -> None:
     """Add the pieces of ``footprint``, which hold their optimizer, to what is kept.
 
     Where nothing can be written (a full disk, a read-only home) nothing is kept.
     """
-    path = _cache_path(model, setup, capability, footprint.versions)
-    before = find_cached(model, setup, capability, footprint.versions)
-    regions = {piece.region for piece in footprint.pieces}
-    older = [piece for piece in before.footprint.pieces if piece.region not in regions] if before else []
-    footprint = replace(footprint, pieces=(*footprint.pieces, *older))
+    path = _cache_path(job, footprint.versions)
+    asked, kept = _asked_by(job.setup, footprint), []
+    for before, older in _read(path):
+        if (older.attention, older.task) == (footprint.attention, footprint.task):
+            regions = {piece.region for piece in footprint.pieces}
+            pieces = [piece for piece in older.pieces if piece.region not in regions]
+            asked, footprint = asked | before, replace(footprint, pieces=(*footprint.pieces, *pieces))
+        else:
+            kept.append((before, older))
+    document = [
+        {"asked": sorted(choices, key=str), "footprint": footprint_to_dict(one)}
+        for choices, one in [(asked, footprint), *kept]
+    ]
     with contextlib.suppress(OSError):
-        write_whole(path, json.dumps(footprint_to_dict(footprint), separators=(",", ":")))
+        write_whole(path, json.dumps(document, separators=(",", ":")))
+
+
+def _asked_by(setup: TrainingSetup, footprint: Footprint) -> set[_Asked]:
+    """The choices that are this step: as it was asked, by name, and open where transformers is known to choose so.
+
+    It takes SDPA wherever a model has it (transformers ``modeling_utils.py``, ``get_correct_attn_implementation``).
+    """
+    attn = None if footprint.attention == Attention.SDPA else setup.attn
+    return {(setup.attn, setup.task), (footprint.attention, footprint.task), (attn, setup.task)}

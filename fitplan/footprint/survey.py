@@ -14,7 +14,7 @@ from fitplan.errors import InputError
 from fitplan.footprint.derive import Corner, derive
 from fitplan.footprint.footprint import Footprint, GroupFormula, OptimizerFootprint, Piece, Region
 from fitplan.footprint.overhead import OverheadSample
-from fitplan.footprint.size import NoFormula, Shape, size_through
+from fitplan.footprint.size import NO_NUMBERS, NoFormula, Numbers, Shape, size_through
 from fitplan.memory import estimate_trace
 from fitplan.setup import Attention
 
@@ -74,7 +74,11 @@ def optimizer_footprint(
     """
     shapes = [Shape(1, SHORTEST, rank) for rank in ranks]
     low, high = (Corner(trace_at(shape).trace, shape, capability) for shape in shapes)
-    return derive(low, high, Region((1, 1), (SHORTEST, SHORTEST), 1, ranks, SHORTEST))[1]
+    return derive(
+        low,
+        high,
+        Region(batch_size=(1, 1), seq_len=(SHORTEST, SHORTEST), seq_len_step=1, lora_r=ranks, tokens=SHORTEST),
+    )[1]
 
 
 class Survey:
@@ -86,7 +90,7 @@ class Survey:
         with_rank: whether there are adapters.
         positions: tokens that the model knows positions for, where it raises ``InputError`` beyond them.
         turning_points: lengths after which the operators may change; they are tried before searching.
-        loss_pieces: into how many pieces Liger cuts the loss; 0 without it.
+        numbers: those of the model that lengths depend on.
 
     """
 
@@ -98,14 +102,14 @@ class Survey:
         with_rank: bool,
         positions: int = LONGEST,
         turning_points: tuple[int, ...] = (),
-        loss_pieces: int = 0,
+        numbers: Numbers = NO_NUMBERS,
     ) -> None:
         self._trace_at = trace_at
         self._capability = capability
         self._ranks = RANKS if with_rank else (0, 0)
         self._positions = positions
         self._turning_points = turning_points
-        self._loss_pieces = loss_pieces
+        self._numbers = numbers
         self._corners: dict[Shape, tuple[Corner, TracedRun]] = {}
 
     def footprint(self, versions: dict[str, str]) -> tuple[Footprint, OptimizerFootprint]:
@@ -175,7 +179,13 @@ class Survey:
 
     def _one_row(self, stretch: _Stretch) -> tuple[Piece, OptimizerFootprint]:
         low, high = self._corner(1, stretch.low, high=False), self._corner(1, stretch.high, high=True)
-        region = Region((1, 1), (stretch.first, stretch.high), stretch.step, self._ranks, stretch.high)
+        region = Region(
+            batch_size=(1, 1),
+            seq_len=(stretch.first, stretch.high),
+            seq_len_step=stretch.step,
+            lora_r=self._ranks,
+            tokens=stretch.high,
+        )
         piece, optimizer = derive(low, high, region, self._replayed(region, 1, 0))
         return self._where_it_holds(piece, optimizer, stretch), optimizer
 
@@ -186,7 +196,13 @@ class Survey:
         """
         long = min(stretch.high, max(LONG, 2 * stretch.low)) // stretch.step * stretch.step
         rows = min(ROWS[1], TOKENS // long)
-        region = Region((ROWS[0], rows), (stretch.first, stretch.high), stretch.step, self._ranks, TOKENS)
+        region = Region(
+            batch_size=(ROWS[0], rows),
+            seq_len=(stretch.first, stretch.high),
+            seq_len_step=stretch.step,
+            lora_r=self._ranks,
+            tokens=TOKENS,
+        )
         low, high = self._corner(ROWS[0], stretch.low, high=False), self._corner(rows, long, high=True)
         known = () if self._corners[low.shape][1].attention is Attention.EAGER else one_row
         reach = known[-1].tokens if known else 0
@@ -222,7 +238,7 @@ class Survey:
     def _traced(self, shape: Shape) -> Corner:
         if shape not in self._corners:
             run = self._trace_at(shape)
-            self._corners[shape] = Corner(run.trace, shape, self._capability, self._loss_pieces), run
+            self._corners[shape] = Corner(run.trace, shape, self._capability, self._numbers), run
         return self._corners[shape][0]
 
     def _parameters(self, stretch: _Stretch) -> tuple[GroupFormula, ...]:
@@ -235,6 +251,14 @@ class Survey:
             size = size_through(list(zip(values, (group.bytes for group in groups), strict=True)))
             first = groups[0]
             formulas.append(
-                GroupFormula(first.storage, first.why, first.trainable, first.adapter, count, size, first.example)
+                GroupFormula(
+                    storage=first.storage,
+                    why=first.why,
+                    trainable=first.trainable,
+                    adapter=first.adapter,
+                    parameters=count,
+                    bytes=size,
+                    example=first.example,
+                )
             )
         return tuple(formulas)

@@ -78,6 +78,8 @@ class ModelConfig:
 def resolve_model(model: Any) -> ModelConfig:
     """The config of ``model``: an alias, hub id, folder, ``config.json``, or a transformers ``PretrainedConfig``.
 
+    A config that was resolved before stays as it is.
+
     Shipped configs come first, then the local Hugging Face cache, then the hub. What is only another spelling of a
     shipped model's name, or its hub id without the owner, gives way to a file or folder of that name. Nothing is
     fetched unless the name has the form of a hub id (``owner/name``), and never more than ``config.json``.
@@ -87,6 +89,8 @@ def resolve_model(model: Any) -> ModelConfig:
         InputError: what was found is not a model config.
 
     """
+    if isinstance(model, ModelConfig):
+        return model
     if hasattr(model, "to_dict") and hasattr(model, "model_type") and not isinstance(model, type):
         settings = model.to_dict()
         known = getattr(model, "name_or_path", "") or None

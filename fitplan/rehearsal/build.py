@@ -220,7 +220,8 @@ def _versions(torch: Torch) -> str:
 
 _TOLD = """
 void fitplan_told_once(const char *);
-#define WITHOUT_RULE(name) long name(void) { static char told; if (!told) { told = 1; fitplan_told_once(#name); } return ANSWER; }
+#define TELL(name) static char told; if (!told) { told = 1; fitplan_told_once(#name); }
+#define WITHOUT_RULE(name) long name(void) { TELL(name) return ANSWER; }
 """
 NOT_SUPPORTED = 3
 """``NVML_ERROR_NOT_SUPPORTED``: of NVML nobody needs an answer."""
@@ -229,9 +230,8 @@ NOT_SUPPORTED = 3
 def _without_rule(names: Iterable[str], objects: list[str], answer: int = 0) -> str:
     """C that answers success (0) for each name that no object file defines, and tells of it once."""
     defined = {line.split()[-1] for line in _run("nm", "--defined-only", *objects).splitlines() if " T " in line}
-    return f"#define ANSWER {answer}{_TOLD}" + "".join(
-        f"WITHOUT_RULE({name})\n" for name in sorted(set(names) - defined)
-    )
+    stubs = "".join(f"WITHOUT_RULE({name})\n" for name in sorted(set(names) - defined))
+    return f"#define ANSWER {answer}{_TOLD}{stubs}"
 
 
 def _names_of(torch: Torch) -> Iterator[str]:

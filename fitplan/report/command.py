@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fitplan.settings import shown
+
 
 def words(command: str, model: str, settings: Mapping[str, Any]) -> list[str]:
     """What follows ``fitplan`` on the command line; ``settings`` by the names of the library's parameters."""
@@ -17,5 +19,5 @@ def flags(settings: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             found.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            found += [f"--{flag}", ",".join(value) if isinstance(value, tuple) else str(value)]
+            found += [f"--{flag}", shown(value)]
     return found

@@ -167,9 +167,8 @@ def _audit(plan: Plan) -> tuple[bool, list[str]]:
 def _ran(plan: Plan) -> tuple[str, list[str]]:
     """What the run did that is the evidence of a plan, and which of its settings are not those asked about."""
     assert plan.evidence is not None
-    ran, asked = TrainingSetup.from_dict(plan.evidence.setup), plan.setup.to_dict()
-    others = [f"{name} {value} (asked: {asked[name]})" for name, value in ran.to_dict().items() if value != asked[name]]
-    return describe(ran), others
+    others = [f"{name} {ran} (asked: {asked})" for name, (ran, asked) in plan.evidence.others(plan.setup).items()]
+    return describe(TrainingSetup.from_dict(plan.evidence.setup)), others
 
 
 def _inlined(name: str, svg: str) -> Markup:

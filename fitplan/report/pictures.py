@@ -44,7 +44,6 @@ LIGHT: dict[str, str] = {
     Category.TEMPORARIES: "#d55e00",
     Category.WORKSPACES: "#8e98a3",
     "kept": "#c3cad2",
-    "paged": "#a0713f",
     "context": "#4a525c",
     _WHOLE: "#0073b3",
     Fit.FITS: "#d3efe3",
@@ -80,7 +79,6 @@ _HATCHES: dict[str, str] = {
     Category.TEMPORARIES: "+++",
     Category.WORKSPACES: "",
     "kept": "xx",
-    "paged": "\\\\\\",
     "context": "",
 }
 _NAMES: dict[Any, str] = {**CATEGORY_NAMES, **BESIDE_NAMES}

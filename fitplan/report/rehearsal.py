@@ -33,11 +33,13 @@ def print_rehearsal(report: RehearsalReport, console: Console) -> None:
 
 
 def gpus(report: RehearsalReport) -> str:
+    """What was played."""
     count = f"{report.count} x " if report.count > 1 else ""
     return f"{count}{report.gpu.name}, {gib(report.gpu.usable_bytes)} usable"
 
 
 def headline(report: RehearsalReport) -> str:
+    """The verdict in one line."""
     fullest = report.fullest
     if report.failed:
         return f"the program failed (exit code {report.exit_code}), which says nothing about its memory"
@@ -99,4 +101,5 @@ def _print_out_of_memory(report: RehearsalReport, console: Console) -> None:
 
 
 def remarks(report: RehearsalReport) -> list[str]:
+    """What could not be known."""
     return [f"not known here: {what} ({times} times)" for what, times in report.assumed.items()]

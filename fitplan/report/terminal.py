@@ -13,8 +13,7 @@ from fitplan.audit import ParameterGroup, unquantised_share
 from fitplan.devices.device import Device
 from fitplan.plan import CheckReport, Plan
 from fitplan.report.command import flags
-from fitplan.setup import ALL_LINEAR, Method, MixedPrecision, TrainingSetup
-from fitplan.setup import Padding as RowPadding
+from fitplan.setup import SETTINGS, Method, TrainingSetup
 from fitplan.trace.events import Category
 from fitplan.units import count, gib
 from fitplan.validation.records import Record
@@ -45,8 +44,8 @@ VERDICT_STYLES = {
     Fit.TIGHT: ("tight", "bold yellow"),
     Fit.DOES_NOT_FIT: ("does not fit", "bold red"),
 }
-_MARKS = "█▓▒░▞▚▖▘▤▥▪"
-LIKE = dict(zip(f"{_MARKS}·│±", (*"#@%:/\\<>=+o", ".", "|", "+-"), strict=True))
+_MARKS = "█▓▒░▞▚▖▘▤▪"
+LIKE = dict(zip(f"{_MARKS}·│±", (*"#@%:/\\<>=+", ".", "|", "+-"), strict=True))
 """What stands for a mark where the output cannot show it."""
 BAR_WIDTH = 50
 LOUD_SHARE = 0.5
@@ -77,7 +76,7 @@ def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
     if plan.setup.method is Method.QLORA:
         parts.append(Padding(audit(plan.parameters), (0, 0, 0, 2)))
     if plan.evidence is not None:
-        parts.append(Padding(_evidence(plan.evidence), (0, 0, 0, 2)))
+        parts.append(Padding(_evidence(plan.evidence, plan.setup), (0, 0, 0, 2)))
     if plan.fix is not None:
         steps = "; ".join(step for step, _ in told_steps(plan.fix))
         needs = gib(plan.fix.verdict.memory.bytes)
@@ -85,10 +84,13 @@ def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
     return Group(*parts)
 
 
-def _evidence(record: Record) -> Text:
-    """What a run of much the same job measured, against what was predicted for it."""
+def _evidence(record: Record, asked: TrainingSetup) -> Text:
+    """What a run of much the same job measured, against what was predicted for it, and what it did otherwise."""
     peak, setup = record.peak, record.setup
-    job = f"{setup['batch_size']} x {setup['seq_len']} tokens on {record.device}, {record.date}"
+    others = record.others(asked).items()
+    told = ", ".join(f"{name} {ran}" for name, (ran, _) in others if name not in ("batch_size", "seq_len"))
+    job = f"{setup['batch_size']} x {setup['seq_len']} tokens{' with ' if told else ''}{told}"
+    job += f" on {record.device}, {record.date}"
     return Text(
         f"measured: {gib(peak.measured)} {peak.title} for {job}; "
         f"predicted then: {gib(peak.predicted)} ({peak.error:+.2f} %)"
@@ -128,45 +130,23 @@ def describe(setup: TrainingSetup) -> str:
 
 def describe_recipe(setup: TrainingSetup) -> str:
     """The setup without batch size and sequence length."""
-    words = []
-    if setup.gradient_accumulation_steps > 1:
-        words.append(f"accumulated {setup.gradient_accumulation_steps} times")
-    if setup.method is not Method.FULL:
-        targets = setup.target_modules
-        shown = (
-            "all linear layers"
-            if targets == ALL_LINEAR
-            else targets
-            if isinstance(targets, str)
-            else ",".join(targets or ())
-        )
-        words.append(f"r={setup.lora_r} on {shown}")
-    if setup.quant is not None:
-        words.append(str(setup.quant) + (" with double quantisation" if setup.double_quant else ""))
-        words.append("k-bit preparation" if setup.kbit_prepare else "no k-bit preparation")
-    words.append(str(setup.dtype))
-    if setup.mixed_precision is not MixedPrecision.NO:
-        words.append(f"{setup.mixed_precision} autocast")
-    words.append("gradient checkpointing" if setup.gradient_checkpointing else "no gradient checkpointing")
-    words += [str(setup.attn), str(setup.optim)]
-    if setup.use_liger_kernel:
-        words.append("Liger kernels")
-    if setup.padding is not RowPadding.NONE:
-        words.append(f"padding to {setup.padding}")
-    return ", ".join(words)
+    text = ""
+    for one in SETTINGS.values():
+        value = getattr(setup, one.name)
+        words = "" if value is None else one.words(value)
+        text += words if words.startswith(" ") or not (words and text) else f", {words}"
+    return text
 
 
 BESIDE_NAMES = {
     "kept": "allocator cache",
-    "paged": "paged states",
     "context": "CUDA context",
 }
 
 
 def beside(memory: DeviceMemory) -> dict[str, int]:
     """What the device holds beside the breakdown of what is allocated, by the keys of :data:`BESIDE_NAMES`."""
-    kept = memory.unsplit_bytes + memory.cached_bytes
-    return {"kept": kept, "paged": memory.paged_bytes, "context": memory.context.bytes}
+    return {"kept": memory.unsplit_bytes + memory.cached_bytes, "context": memory.context.bytes}
 
 
 def _bar(plan: Plan, gpu: Device | None) -> Text:

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from torch.utils._device import _device_constructors
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fitplan.errors import InputError, ModelNotSupported
+from fitplan.errors import InputError, LibraryMoved, ModelNotSupported
+from fitplan.faults import moved_library, one_line
+from fitplan.guard import Guard
 from fitplan.setup import Dtype, Method, Task, TrainingSetup
 
 TORCH_DTYPES = {Dtype.BFLOAT16: torch.bfloat16, Dtype.FLOAT16: torch.float16, Dtype.FLOAT32: torch.float32}
@@ -105,7 +108,11 @@ def build_architecture(config: PretrainedConfig, setup: TrainingSetup) -> PreTra
             attn = {"attn_implementation": str(setup.attn)} if setup.attn is not None else {}
             model = build(config, **attn, **{dtype_name: dtype})
     except ImportError as error:
-        raise InputError(f"attn {setup.attn or 'as the config says'} cannot be used here: {one_line(error)}") from error
+        raise moved_library(error) or InputError(
+            f"attn {setup.attn or 'as the config says'} cannot be used here: {one_line(error)}"
+        ) from error
+    except LibraryMoved:
+        raise
     except Exception as error:  # a config with impossible numbers fails somewhere inside the model
         if setup.attn is not None and "attention" in str(error).lower() and "support" in str(error).lower():
             raise InputError(
@@ -160,12 +167,10 @@ def _parameters_on_meta() -> Iterator[None]:
     ``torch.empty`` is what parameters are made with, and never buffers whose values matter: a fused expert matrix can
     be larger than the memory of the machine that asks.
     """
-    empty = torch.empty
+    empty, register = torch.empty, nn.Module.register_parameter
 
     def empty_on_meta(*args: Any, **kwargs: Any) -> torch.Tensor:
         return empty(*args, **{**kwargs, "device": "meta"})
-
-    register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         register(module, name, param)
@@ -175,18 +180,13 @@ def _parameters_on_meta() -> Iterator[None]:
     def untouched(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return tensor
 
-    initialisers = {name: fn for name, fn in vars(torch.nn.init).items() if name.endswith("_") and callable(fn)}
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign,assignment]
-    torch.empty = empty_on_meta
-    for name in initialisers:
-        setattr(torch.nn.init, name, untouched)
-    try:
+    _device_constructors()  # it remembers the functions that it finds: the real ones
+    with Guard() as guard:
+        guard.exchange_here(nn.Module, "register_parameter", register_on_meta)
+        guard.exchange_here(torch, "empty", empty_on_meta)
+        for name in [name for name, fn in vars(torch.nn.init).items() if name.endswith("_") and callable(fn)]:
+            guard.exchange_here(torch.nn.init, name, untouched)
         yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-        torch.empty = empty
-        for name, fn in initialisers.items():
-            setattr(torch.nn.init, name, fn)
 
 
 def _keep_in_fp32(model: PreTrainedModel, setup: TrainingSetup) -> None:
@@ -201,9 +201,3 @@ def _keep_in_fp32(model: PreTrainedModel, setup: TrainingSetup) -> None:
     for name, param in model.named_parameters():
         if param.is_floating_point() and patterns & set(name.split(".")):
             param.data = param.data.to(torch.float32)
-
-
-def one_line(error: BaseException) -> str:
-    """The first sentence of an error message."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 240 else text[:237] + "..."

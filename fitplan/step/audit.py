@@ -5,12 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fitplan.audit import ADAPTER, NOT_SAVED
 from fitplan.setup import Method, TrainingSetup
+from fitplan.step.adapters import is_adapter, is_saved
+
+QUANTISED = ("Params4bit", "Int8Params")
+"""Classes of bitsandbytes' weights."""
 
 _PEFT_PREFIX = "base_model.model."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parameter:
     """One parameter; see :class:`fitplan.audit.ParameterGroup` for the fields."""
 
@@ -24,26 +29,55 @@ class Parameter:
 
 
 def parameters_of(model: nn.Module, setup: TrainingSetup) -> list[Parameter]:
-    """Every parameter of the model, tied ones once."""
+    """Every parameter of the model, tied ones once; and buffers of adapters, which are saved but are no parameters."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     modules = dict(model.named_modules())
     found = []
     for path, param in model.named_parameters():
-        adapter = ".lora_" in path or ".modules_to_save." in path
+        adapter = is_adapter(path)
         module = modules[path.rpartition(".")[0]]
         storage = _storage(param, setup)
-        why = "adapter" if adapter else _why(param, module, module is head, setup)
+        why = _why_adapter(path) if adapter else _why(param, module, module is head, setup)
         found.append(
             Parameter(
-                path.removeprefix(_PEFT_PREFIX), storage, why, param.requires_grad, adapter, _count(param), _size(param)
+                path=path.removeprefix(_PEFT_PREFIX),
+                storage=storage,
+                why=why,
+                trainable=param.requires_grad,
+                adapter=adapter,
+                count=_count(param),
+                size=_size(param),
             )
         )
-    return found
+    return found + [
+        Parameter(
+            path=path,
+            storage=_storage(buffer, setup),
+            why=why,
+            trainable=False,
+            adapter=True,
+            count=0,
+            size=buffer.nbytes,
+        )
+        for path, buffer in model.named_buffers()
+        if is_adapter(path)
+        for why in [ADAPTER if _is_persistent(path, modules) else NOT_SAVED]
+    ]
+
+
+def _is_persistent(path: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether a buffer is part of the state that is saved."""
+    module, _, name = path.rpartition(".")
+    return name not in modules[module]._non_persistent_buffers_set
+
+
+def _why_adapter(path: str) -> str:
+    return ADAPTER if is_saved(path) else NOT_SAVED
 
 
 def _is_quantised(param: torch.Tensor) -> bool:
-    return type(param).__name__ in ("Params4bit", "Int8Params")
+    return type(param).__name__ in QUANTISED
 
 
 def _storage(param: torch.Tensor, setup: TrainingSetup) -> str:

@@ -10,10 +10,14 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fitplan.errors import InputError, MissingDependency
+from fitplan.errors import InputError, MissingDependency, ModelNotSupported
+from fitplan.faults import interface_of, one_line
 from fitplan.phase import Phase
-from fitplan.setup import ALL_LINEAR, Method, Quant, Task, TrainingSetup
-from fitplan.step.architecture import TORCH_DTYPES, build_architecture, one_line, task_of
+from fitplan.settings import shown
+from fitplan.setup import Adapter, Dtype, Method, Quant, TrainingSetup
+from fitplan.step.adapters import KINDS, peft_arguments
+from fitplan.step.architecture import TORCH_DTYPES, build_architecture, task_of
+from fitplan.step.audit import QUANTISED
 from fitplan.step.job import Observer, Place
 
 
@@ -21,7 +25,7 @@ def build_skeleton(config: PretrainedConfig, setup: TrainingSetup, place: Place)
     """The model without weights: parameters on the meta device, whatever the place; quantised layers in.
 
     Raises:
-        ModelNotSupported: transformers cannot build this config.
+        ModelNotSupported: transformers cannot build this config, or quantise nothing in it.
 
     """
     model = build_architecture(config, setup)
@@ -69,11 +73,17 @@ def _replace_linear_layers(model: PreTrainedModel, setup: TrainingSetup, place: 
     kind = Bnb8BitHfQuantizer if setup.quant is Quant.INT8 else Bnb4BitHfQuantizer
     quantizer = kind(_bnb_config(setup), pre_quantized=False)
     model.config.quantization_config = quantizer.quantization_config
-    quantizer._process_model_before_weight_loading(
-        model,
-        device_map={"": place.device},
-        keep_in_fp32_modules=list(model._keep_in_fp32_modules or ()),
-    )
+    with interface_of("transformers"):
+        quantizer._process_model_before_weight_loading(
+            model,
+            device_map={"": place.device},
+            keep_in_fp32_modules=list(model._keep_in_fp32_modules or ()),
+        )
+    if not any(type(param).__name__ in QUANTISED for param in model.parameters()):
+        raise ModelNotSupported(
+            f"nothing in this {model.config.model_type} model can be quantised by bitsandbytes, which takes plain "
+            "linear layers only and leaves the output head; choose method lora"
+        )
     model.hf_quantizer = quantizer
     model.is_quantized = True
     model.quantization_method = quantizer.quantization_config.quant_method
@@ -129,7 +139,8 @@ def warmed_up(model: PreTrainedModel, setup: TrainingSetup) -> dict[str, int]:
     quantizer = model.hf_quantizer
     named = dict(chain(model.named_parameters(), model.named_buffers()))
     if hasattr(quantizer, "param_element_size"):
-        return {name: int(t.numel() * quantizer.param_element_size(model, name, t)) for name, t in named.items()}
+        with interface_of("transformers"):
+            return {name: int(t.numel() * quantizer.param_element_size(model, name, t)) for name, t in named.items()}
     factor = next(
         (getattr(quantizer, name)() for name in _WARM_UP_FACTORS if hasattr(quantizer, name)), _WARM_UP_FACTOR
     )
@@ -143,13 +154,12 @@ _WARM_UP_FACTOR = 4
 
 def _load_weight(param: nn.Parameter, name: str, dtype: torch.dtype, device: str) -> nn.Parameter:
     kind = type(param).__name__
-    value = torch.empty(
-        param.shape, dtype=dtype if kind in ("Params4bit", "Int8Params") else param.dtype, device=device
-    )
+    value = torch.empty(param.shape, dtype=dtype if kind in QUANTISED else param.dtype, device=device)
     if device != "meta":
         _randomise(value, name)
     if kind == "Params4bit":
-        return type(param)(value, requires_grad=False, **param.__dict__)._quantize(device)
+        with interface_of("bitsandbytes"):
+            return type(param)(value, requires_grad=False, **param.__dict__)._quantize(device)
     if kind == "Int8Params":
         settings = {key: item for key, item in param.__dict__.items() if key not in ("SCB", "CB")}
         return _to_int8(type(param)(value, requires_grad=False, **settings), value)
@@ -187,22 +197,51 @@ def _add_adapters(model: PreTrainedModel, config: PretrainedConfig, setup: Train
     if setup.kbit_prepare:
         checkpoint_kwargs = {"use_gradient_checkpointing": setup.gradient_checkpointing}
         model = peft.prepare_model_for_kbit_training(model, **checkpoint_kwargs)
-    targets = setup.target_modules
-    lora = peft.LoraConfig(
-        r=setup.lora_r,
-        lora_alpha=setup.lora_alpha,
-        lora_dropout=setup.lora_dropout,
-        target_modules=targets if targets == ALL_LINEAR or isinstance(targets, str) else list(targets or ()),
-        task_type=_PEFT_TASKS[task_of(config, setup)],
-    )
-    _check_targets(model, targets)
+    if setup.adapter is Adapter.BITFIT:
+        return _only_biases(model)
+    assert setup.adapter is not None, "what is not fully trained has an adapter"
+    kind, arguments = KINDS[setup.adapter], peft_arguments(setup, task_of(config, setup))
+    if kind.is_prompt and "task_type" not in arguments:
+        raise InputError(f"adapter {setup.adapter}: peft has no prompts for {task_of(config, setup)}; choose lora")
+    config_class = getattr(peft, kind.config)
+    for name in arguments:
+        if name not in config_class.__dataclass_fields__:
+            raise InputError(f"{name}: {kind.config} of peft {peft.__version__} has no such setting; leave it out")
+    _check_targets(model, setup.target_modules)
     device = next(model.parameters()).device
     try:
         with warnings.catch_warnings(), device:
             warnings.simplefilter("ignore")
-            return peft.get_peft_model(model, lora)
-    except ValueError as error:
-        raise InputError(f"target_modules {_shown(targets)} cannot be adapted: {one_line(error)}") from error
+            return _as_moved(peft.get_peft_model(model, config_class(**arguments)), setup)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        what = f"target_modules {shown(setup.target_modules)}" if setup.target_modules else f"adapter {setup.adapter}"
+        raise InputError(f"{what} cannot be adapted: {one_line(error)}") from error
+
+
+def _as_moved(model: nn.Module, setup: TrainingSetup) -> nn.Module:
+    """AdaLoRA's count of ranks is trained where peft converts it to the type of 16-bit weights.
+
+    What it converts becomes a parameter like any other, except on meta, where it converts nothing (peft
+    ``tuners/tuners_utils.py``, ``_move_adapter_to_device_of_base_layer``).
+    """
+    dtype = setup.compute_dtype or setup.dtype
+    if setup.adapter is Adapter.ADALORA and dtype is not Dtype.FLOAT32 and setup.quant is not Quant.INT8:
+        for path, param in model.named_parameters():
+            if "ranknum" in path:
+                param.requires_grad_(True)
+    return model
+
+
+def _only_biases(model: PreTrainedModel) -> PreTrainedModel:
+    """BitFit (Ben Zaken et al., 2022, arXiv 2106.10199): of the frozen model the biases are trained."""
+    found = False
+    for name, param in model.named_parameters():
+        is_bias = name.endswith("bias") and param.is_floating_point()
+        param.requires_grad_(is_bias)
+        found |= is_bias
+    if not found:
+        raise InputError(f"adapter bitfit: {type(model).__name__} has no biases to train; choose adapter lora")
+    return model
 
 
 def _check_targets(model: PreTrainedModel, targets: Any) -> None:
@@ -229,14 +268,6 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | transformers.pytorch_utils.Conv1D)
 
 
-_PEFT_TASKS = {
-    Task.CAUSAL_LM: "CAUSAL_LM",
-    Task.SEQ2SEQ_LM: "SEQ_2_SEQ_LM",
-    Task.MASKED_LM: None,
-    Task.SEQUENCE_CLASSIFICATION: "SEQ_CLS",
-}
-
-
 def _apply_liger(model: PreTrainedModel, place: Place) -> None:
     """As ``Trainer(use_liger_kernel=True)`` does, to the model inside the adapters."""
     if place.kernels != "cuda":
@@ -244,14 +275,15 @@ def _apply_liger(model: PreTrainedModel, place: Place) -> None:
     try:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingDependency(
             f"use_liger_kernel needs {error.name or 'liger_kernel'}, which is not installed; pip install liger-kernel"
         ) from error
     kind = model.config.model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise InputError(f"use_liger_kernel: Liger has no kernels for models of type {kind}; leave it out")
-    _apply_liger_kernel_to_instance(model=model)
+    with interface_of("liger_kernel"):
+        _apply_liger_kernel_to_instance(model=model)
 
 
 def _enable_checkpointing(model: Any, setup: TrainingSetup) -> None:
@@ -270,7 +302,3 @@ def _enable_checkpointing(model: Any, setup: TrainingSetup) -> None:
         enable()
     if setup.method is not Method.FULL and int(transformers.__version__.split(".")[0]) < 5:
         model.enable_input_require_grads()
-
-
-def _shown(targets: Any) -> str:
-    return ",".join(targets) if isinstance(targets, tuple) else str(targets)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+from fitplan.faults import interface_of, moved, one_line
 from fitplan.setup import Optim, TrainingSetup
 from fitplan.step.job import Place
 
@@ -19,7 +20,8 @@ def make_optimizer(model: nn.Module, setup: TrainingSetup, place: Place) -> torc
     itself, and the other devices must take the same path.
     """
     arguments = TrainingArguments(output_dir=tempfile.gettempdir(), optim=str(setup.optim), use_cpu=True, report_to=[])
-    kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    with interface_of("transformers"):
+        kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     if place.kernels == "cuda" and setup.optim in (Optim.ADAMW_TORCH, Optim.SGD):
         kwargs["foreach"] = True
     optimizer = kind(_parameter_groups(model, arguments), **kwargs)
@@ -29,7 +31,8 @@ def make_optimizer(model: nn.Module, setup: TrainingSetup, place: Place) -> torc
 
 
 def _parameter_groups(model: nn.Module, arguments: TrainingArguments) -> list[dict[str, Any]]:
-    decayed = set(Trainer.get_decay_parameter_names(None, model))
+    with interface_of("transformers"):
+        decayed = set(Trainer.get_decay_parameter_names(None, model))
     trained = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     return [
         {"params": [p for name, p in trained if name in decayed], "weight_decay": arguments.weight_decay},
@@ -39,7 +42,11 @@ def _parameter_groups(model: nn.Module, arguments: TrainingArguments) -> list[di
 
 def _asks_for_another_class() -> bool:
     """Whether this ``Trainer`` looks for an optimizer called ``Adam8bit``, which none that it makes is (4.48)."""
-    return '"Adam8bit"' in inspect.getsource(Trainer.create_optimizer)
+    try:
+        source = inspect.getsource(Trainer.create_optimizer)
+    except (OSError, TypeError) as error:
+        raise moved("transformers", f"Trainer.create_optimizer has no source: {one_line(error)}") from error
+    return '"Adam8bit"' in source
 
 
 def _keep_embeddings_in_32_bit(model: nn.Module) -> None:

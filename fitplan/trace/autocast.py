@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from fitplan.guard import Guard
+
 _KEY = "AutocastPrivateUse1"
 _KEYSET = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
 
@@ -87,33 +89,28 @@ def autocast_on_meta(device_type: str) -> Iterator[None]:
     No CUDA context is created.
     """
     cache = _WeightCache()
-    fallback = torch.library.Library("_", "IMPL", _KEY)
-    fallback.fallback(torch.library.fallthrough_kernel, _KEY)
-    library = torch.library.Library("aten", "IMPL")
-    installed_key = "Autocast" + device_type.upper()
-    for policy, names in POLICIES[device_type].items():
-        for name in names.split():
-            if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", installed_key):
-                library.impl(name, _kernel(name, policy, device_type, cache), _KEY)
-    try:
-        with (
-            _patched_autocast(device_type, cache),
-            torch._C._IncludeDispatchKeyGuard(torch._C.DispatchKey.AutocastPrivateUse1),
-        ):
+    with Guard() as guard:
+        fallback = torch.library.Library("_", "IMPL", _KEY)
+        guard.callback(fallback._destroy)
+        fallback.fallback(torch.library.fallthrough_kernel, _KEY)
+        library = torch.library.Library("aten", "IMPL")
+        guard.callback(library._destroy)
+        installed_key = "Autocast" + device_type.upper()
+        for policy, names in POLICIES[device_type].items():
+            for name in names.split():
+                if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", installed_key):
+                    library.impl(name, _kernel(name, policy, device_type, cache), _KEY)
+        _exchange_autocast(guard, device_type, cache)
+        guard.callback(cache.clear)
+        guard.callback(torch.set_autocast_enabled, "privateuseone", torch.is_autocast_enabled("privateuseone"))
+        with torch._C._IncludeDispatchKeyGuard(torch._C.DispatchKey.AutocastPrivateUse1):
             torch.set_autocast_enabled("privateuseone", True)
             yield
-    finally:
-        torch.set_autocast_enabled("privateuseone", False)
-        cache.clear()
-        library._destroy()
-        fallback._destroy()
 
 
-@contextmanager
-def _patched_autocast(device_type: str, cache: _WeightCache) -> Iterator[None]:
+def _exchange_autocast(guard: Guard, device_type: str, cache: _WeightCache) -> None:
     autocast = torch.amp.autocast_mode.autocast
     plain_init, plain_clear = autocast.__init__, torch.clear_autocast_cache
-    unavailable, bf16 = torch.cuda.amp.common.amp_definitely_not_available, torch.cuda.is_bf16_supported
     enabled, get_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
 
     def init(self: Any, device_type_: str, *args: Any, **kwargs: Any) -> None:
@@ -129,20 +126,12 @@ def _patched_autocast(device_type: str, cache: _WeightCache) -> Iterator[None]:
     def means(args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (device_type,) if args == ("meta",) else args
 
-    autocast.__init__ = init_by_name  # type: ignore[method-assign]
-    torch.is_autocast_enabled = lambda *args: enabled(*means(args))
-    torch.get_autocast_dtype = lambda *args: get_dtype(*means(args))
-    torch.clear_autocast_cache = clear
-    torch.cuda.amp.common.amp_definitely_not_available = lambda: False
-    torch.cuda.is_bf16_supported = lambda *args, **kwargs: True
-    try:
-        yield
-    finally:
-        autocast.__init__ = plain_init  # type: ignore[method-assign]
-        torch.clear_autocast_cache = plain_clear
-        torch.is_autocast_enabled, torch.get_autocast_dtype = enabled, get_dtype
-        torch.cuda.amp.common.amp_definitely_not_available = unavailable
-        torch.cuda.is_bf16_supported = bf16
+    guard.exchange_here(autocast, "__init__", init_by_name)
+    guard.exchange_here(torch, "is_autocast_enabled", lambda *args: enabled(*means(args)))
+    guard.exchange_here(torch, "get_autocast_dtype", lambda *args: get_dtype(*means(args)))
+    guard.exchange_here(torch, "clear_autocast_cache", clear)
+    guard.exchange_here(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    guard.exchange_here(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
 
 
 def _kernel(name: str, policy: str, device_type: str, cache: _WeightCache) -> Callable[..., Any]:

@@ -107,6 +107,10 @@ class _Stretch:
     sweep: int = -1
 
 
+def _releases(trace: Trace) -> int:
+    return sum(event < 0 for event in trace.events)
+
+
 class _Deepening:
     """One stack of one trace, deepened."""
 
@@ -138,7 +142,17 @@ class _Deepening:
             position += self._depth.traced
         if sum(event >= 0 for event in self._new.events) - len(self._new.allocations):
             raise NotPeriodic("a birth was lost")
+        if len(self._new.allocations) - _releases(self._new) != self._left():
+            raise NotPeriodic("a release was lost")
         return self._new
+
+    def _left(self) -> int:
+        """How many allocations are alive at the end of the deepened trace: those of the pattern once for each layer."""
+        released = {~event for event in self._old.events if event < 0}
+        alive = (self._birth[number] for number in range(len(self._old.allocations)) if number not in released)
+        return sum(
+            1 + self._depth.replicas * (birth is not None and birth[1] in self._depth.pattern) for birth in alive
+        )
 
     # --- cutting the events into stretches ---------------------------------------------------------------------------
 
@@ -156,7 +170,40 @@ class _Deepening:
                 stretches.append(_Stretch(index, place, place))
                 before = key
             stretches[-1].stop = place + 1
-        return list(self._split_turns(stretches))
+        return list(self._split_turns(list(self._split_tails(stretches))))
+
+    def _split_tails(self, stretches: list[_Stretch]) -> Iterator[_Stretch]:
+        """A stretch may end in releases that go through all layers, as when a graph is dropped: they are a sweep."""
+        for stretch in stretches:
+            sweep = self._sweep_in(self._trailing_releases(stretch))
+            if stretch.index is None or not sweep:
+                yield stretch
+                continue
+            sweep[-1].stop = stretch.stop
+            if stretch.start < sweep[0].start:
+                yield _Stretch(stretch.index, stretch.start, sweep[0].start)
+            yield from sweep
+
+    def _sweep_in(self, releases: list[_Stretch]) -> list[_Stretch]:
+        """The first of these that go through all layers, up or down; none if they do not."""
+        traced = self._depth.traced
+        up = list(range(traced))
+        windows = (releases[place : place + traced] for place in range(len(releases) - traced + 1))
+        return next((window for window in windows if [one.index for one in window] in (up, up[::-1])), [])
+
+    def _trailing_releases(self, stretch: _Stretch) -> list[_Stretch]:
+        """What a stretch releases after its last birth, by the layer in which that was born."""
+        start = stretch.stop
+        while start > stretch.start and self._old.events[start - 1] < 0:
+            start -= 1
+        found: list[_Stretch] = []
+        for place in range(start, stretch.stop):
+            layer = self._old.allocations[~self._old.events[place]].layer
+            index = layer.index if layer is not None and layer.stack == self._stack else None
+            if not found or found[-1].index != index:
+                found.append(_Stretch(index, place, place))
+            found[-1].stop = place + 1
+        return found
 
     def _split_turns(self, stretches: list[_Stretch]) -> Iterator[_Stretch]:
         """Where one sweep ends in the layer in which the next begins, the next begins after the last birth."""
@@ -289,7 +336,8 @@ class _Deepening:
         shift = number - (stretch.index or 0)
         ordinal = 0
         for event, moment in self._events(stretch):
-            at = self._shifted_moment(moment, shift)
+            within = moment.layer is None or moment.layer.index == stretch.index
+            at = self._shifted_moment(moment, shift if within else self._shift_of(moment.layer))
             if event >= 0:
                 born = self._new.born(self._shifted(self._old.allocations[event], shift), at)
                 self._made[(stretch.sweep, number, ordinal)] = born

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from fitplan.guard import Guard
 from fitplan.trace.kernels import flash_backward_scratch
 
 VERSION = "2.8.3"
@@ -135,64 +136,45 @@ def flash_attn_package() -> Iterator[None]:
         for name in names:
             setattr(module, name, getattr(here, name))
     package.__version__ = VERSION
-    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "flash_attn"}
-    sys.modules["flash_attn"], sys.modules["flash_attn.bert_padding"] = package, padding
-    restore = _make_available()
-    try:
+    with Guard() as guard:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
+            guard.keep_item(sys.modules, name)
+            del sys.modules[name]
+        guard.put_item(sys.modules, "flash_attn", package)
+        guard.put_item(sys.modules, "flash_attn.bert_padding", padding)
+        _make_available(guard)
         yield
-    finally:
-        restore()
-        for name in ("flash_attn", "flash_attn.bert_padding"):
-            sys.modules.pop(name, None)
-        sys.modules.update(hidden)
 
 
 _CHECKS = ("is_flash_attn_2_available", "is_flash_attn_greater_or_equal", "is_flash_attn_greater_or_equal_2_10")
 
 
-def _make_available() -> Any:
-    """Answer every availability check of transformers with yes; the function that undoes it."""
+def _make_available(guard: Guard) -> None:
+    """Answer every availability check of transformers with yes."""
     import transformers.modeling_flash_attention_utils as flash_utils
     from transformers import PreTrainedModel
 
-    done: list[tuple[Any, str, Any]] = []
-
-    def put(holder: Any, name: str, value: Any) -> None:
-        done.append((holder, name, holder.__dict__[name]))
-        setattr(holder, name, value)
-
+    guard.keep(flash_utils)  # it loads the package's functions into names of its own
     loaded = [
         m for name, m in list(sys.modules.items()) if name.startswith("transformers") and isinstance(m, ModuleType)
     ]
     for module, check in itertools.product(loaded, _CHECKS):
-        if check in module.__dict__:
-            put(module, check, lambda *args, **kwargs: True)
-    if "_check_and_enable_flash_attn_2" in PreTrainedModel.__dict__:  # transformers before 4.56
+        if check in vars(module):
+            guard.exchange_here(module, check, lambda *args, **kwargs: True)
+    if "_check_and_enable_flash_attn_2" in vars(PreTrainedModel):  # transformers before 4.56
 
         def enable(cls: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
             config._attn_implementation = "flash_attention_2"
             return config
 
-        put(PreTrainedModel, "_check_and_enable_flash_attn_2", classmethod(enable))
+        guard.exchange(PreTrainedModel, "_check_and_enable_flash_attn_2", classmethod(enable))
     for check in ("_flash_attn_can_dispatch", "_flash_attn_2_can_dispatch"):
-        if check in PreTrainedModel.__dict__:
-            put(PreTrainedModel, check, lambda self, *args, **kwargs: True)
+        if check in vars(PreTrainedModel):
+            guard.exchange_here(PreTrainedModel, check, lambda self, *args, **kwargs: True)
     for name in ("_loaded_implementation", "_flash_fn"):
-        if name in flash_utils.__dict__:
-            put(flash_utils, name, None)
+        if name in vars(flash_utils):
+            guard.exchange(flash_utils, name, None)
     if not hasattr(flash_utils, "_lazy_imports"):  # transformers before 4.53 imports the functions by name
-        _put_by_name(flash_utils, put)
-
-    def undo() -> None:
-        for holder, name, value in reversed(done):
-            setattr(holder, name, value)
-
-    return undo
-
-
-def _put_by_name(flash_utils: ModuleType, put: Any) -> None:
-    for name in ("flash_attn_func", "flash_attn_varlen_func", "index_first_axis", "pad_input", "unpad_input"):
-        flash_utils.__dict__.setdefault(name, None)
-        put(flash_utils, name, getattr(sys.modules[__name__], name))
-    flash_utils.__dict__.setdefault("_flash_supports_window_size", True)
-    put(flash_utils, "_flash_supports_window_size", True)
+        for name in ("flash_attn_func", "flash_attn_varlen_func", "index_first_axis", "pad_input", "unpad_input"):
+            guard.put(flash_utils, name, getattr(sys.modules[__name__], name))
+        guard.put(flash_utils, "_flash_supports_window_size", True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fitplan.cuda import AMPERE, EMBEDDING_SEGMENT, EMBEDDING_SORTS_BEYOND
+from fitplan.cuda import AMPERE, EMBEDDING_PART, EMBEDDING_SORTS_BEYOND
 from fitplan.trace import values
 
 aten = torch.ops.aten
@@ -79,6 +79,8 @@ CUDNN_FIRST_SINCE = (2, 10)
 """The PyTorch from which cuDNN is asked first on compute capability 9 and 10: the first whose wheels bring cuDNN 9.15.1
 (``cuda/sdp_utils.cpp``, ``check_prefer_cudnn_attention``). Seen on an H100 with 2.11, rehearsed with 2.14."""
 
+CUDNN_OWN_WORKSPACE = 256
+"""Bytes that its backward takes for itself (measured on an H100 with cuDNN 9.19)."""
 _CUDNN_WIDTHS = ((192, 128), (256, 256))
 """Of queries and values, beyond 128 (``check_cudnn_tensor_shapes``)."""
 
@@ -88,13 +90,15 @@ def attention_backend(
 ) -> str:
     """``"cudnn"``, ``"flash"``, ``"efficient"`` or ``"math"``, as ``torch._fused_sdp_choice`` on that GPU.
 
-    Source: pytorch ``cuda/sdp_utils.cpp``, ``select_sdp_backend`` and the conditions that it asks, in its order. Tensors
-    are [batch, heads, length, width].
+    Source: pytorch ``cuda/sdp_utils.cpp``, ``select_sdp_backend`` and the conditions that it asks, in its order.
+    Tensors are [batch, heads, length, width].
     """
     half = query.dtype in (torch.float16, torch.bfloat16)
     sm80 = gpu.capability >= AMPERE
     width, value_width = query.shape[-1], value.shape[-1]
     if query.shape[1] != key.shape[1] and not gqa:
+        return "math"
+    if mask is not None and mask.stride(-1) != 1:  # as T5's relative positions are (``sdp_utils_cpp.h``)
         return "math"
     cudnn_widths = (width <= 128 and value_width <= 128) or (width, value_width) in _CUDNN_WIDTHS
     cudnn_fits = half and not dropout_p and query.shape[2] > 1 and width % 8 == value_width % 8 == 0 and cudnn_widths
@@ -220,25 +224,36 @@ def efficient_backward_scratch(query: torch.Tensor) -> list[torch.Tensor]:
     """What the memory-efficient backward allocates beside its results.
 
     Source: pytorch ``aten/src/ATen/native/transformers/cuda/attention_backward.cu``: delta, and a float32 workspace for
-    the query gradient in tiles of 64 or 128 rows (``mem_eff_attention/kernel_backward.h``).
+    the query gradient in tiles of 64 or 128 rows, each with a lock and a counter in 16 bytes
+    (``mem_eff_attention/kernel_backward.h``, ``GradQTempStorage``).
     """
     batch, heads, length, width = query.shape
     tile = 64 if width <= 64 else 128
+    rows, columns = _round_up(length, tile), _round_up(width, tile)
+    locks = 4 * (rows // tile) * (columns // tile)
     return [
         query.new_empty((batch, heads, length), dtype=torch.float32),
-        query.new_empty((batch, heads, _round_up(length, tile), _round_up(width, tile)), dtype=torch.float32),
+        query.new_empty((batch, heads, rows * columns + locks), dtype=torch.float32),
     ]
+
+
+def _by_rows(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors of [batch, heads, length, width] as [batch, length, heads, width]; copied where that is not how they lie.
+
+    Source: pytorch ``aten/src/ATen/native/transformers/cuda/attention_backward.cu``, ``contiguous_grad_out``.
+    """
+    return [tensor.transpose(1, 2).contiguous() for tensor in tensors]
 
 
 def cudnn_backward_scratch(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """The workspace of cuDNN's backward: one block, for tensors of [batch, heads, length, width].
 
     The gradient of the queries and a sum for each row in float32 (cudnn-frontend
-    ``node/scaled_dot_product_flash_attention.h``); with grouped queries, dk and dv for every query head. Measured on an
-    H100 with cuDNN 9.19, at three shapes.
+    ``node/scaled_dot_product_flash_attention.h``); with grouped queries, dk and dv for every query head; and 256 bytes
+    for itself. Measured on an H100 with cuDNN 9.19, in sixty jobs.
     """
     batch, heads, length, width = query.shape
-    size = 4 * batch * heads * length * (width + 1)
+    size = 4 * batch * heads * length * (width + 1) + CUDNN_OWN_WORKSPACE
     if key.shape[1] != heads:
         size += 2 * batch * heads * key.shape[2] * width * key.element_size()
     return query.new_empty((size,), dtype=torch.uint8)
@@ -252,32 +267,46 @@ def _cudnn_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _flash_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
-    scratch = flash_backward_scratch(args[1], args[2])
-    output = func(*args, **kwargs)
+    gradient, query, key, _, output = args[:5]
+    scratch = _by_rows(gradient, output) + flash_backward_scratch(query, key)
+    gradients = func(*args, **kwargs)
     del scratch
-    return output
+    return gradients
 
 
 def _efficient_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
-    scratch = efficient_backward_scratch(args[1])
+    scratch = _by_rows(args[0]) + efficient_backward_scratch(args[1])
     output = func(*args, **kwargs)
     del scratch
     return output
 
 
 def _embedding_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
-    """Source: pytorch ``aten/src/ATen/native/cuda/Embedding.cu`` and ``EmbeddingBackwardKernel.cu``: beyond 3072
-    indices they are sorted (keys and positions, in and out), and segments of ten rows are summed in float32. Below that
-    the same pieces are empty, so that the number of tokens does not change the sequence of allocations.
+    """Source: pytorch ``aten/src/ATen/native/cuda/Embedding.cu``: beyond 3072 indices they are sorted. Below that the
+    same pieces are empty, so that the number of tokens does not change the sequence of allocations.
     """
-    gradient, indices = args[0], args[1]
+    gradient, indices, rows = args[:3]
     count = indices.numel() if indices.numel() > EMBEDDING_SORTS_BEYOND else 0
-    segments = _round_up(count, EMBEDDING_SEGMENT) // EMBEDDING_SEGMENT
+    scratch = [indices.new_empty((count,)) for _ in range(2)]  # sorted, and where each stood
     output = func(*args, **kwargs)
-    scratch = [indices.new_empty((count,)) for _ in range(4)]
-    scratch.append(gradient.new_empty((segments, gradient.shape[-1]), dtype=torch.float32))
+    scratch += embedding_backward_scratch(gradient, indices, count, rows)
     del scratch
     return output
+
+
+def embedding_backward_scratch(
+    gradient: torch.Tensor, indices: torch.Tensor, count: int, rows: int
+) -> list[torch.Tensor]:
+    """What the gradient of an embedding of ``rows`` rows takes to sum over ``count`` sorted indices.
+
+    Source: pytorch ``aten/src/ATen/native/cuda/EmbeddingBackwardKernel.cu``. Equal indices are a segment, summed in
+    float32 in parts of ten. How many there are is not waited for: there is room for the most there can be. Two numbers
+    of 8 bytes are left out: of one size whatever the shape, they would hide which of two embeddings they belong to.
+    """
+    segments = min(count, rows)
+    parts = count // EMBEDDING_PART + segments
+    starts = [indices.new_empty((size,)) for size in (count, segments, segments, parts)]
+    return [*starts, gradient.new_empty((parts, gradient.shape[-1]), dtype=torch.float32)]
 
 
 # --- bitsandbytes -----------------------------------------------------------------------------------------------------
@@ -289,14 +318,35 @@ def _gemm_4bit(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
     """The 4-bit product: for training shapes the weight is dequantised in full and dropped after the product.
 
     Source: bitsandbytes ``backends/cuda/ops.py``, ``gemm_4bit``: fused up to 4 rows, never above 1536; in between
-    tables of timings decide for each GPU, and the dequantised weight, which is the larger need, is counted.
+    tables of timings decide for each GPU, and the dequantised weight, which is the larger need, is counted. Of nested
+    scales both forms, without and with their offset, are kept until the product is there.
     """
     rows, in_features, blocksize = args[0].numel() // args[0].shape[-1], args[2][1], args[4]
     if rows <= _FUSED_UP_TO and in_features % blocksize == 0:
         return func(*args, **kwargs)
-    from bitsandbytes.backends.default.ops import _gemm_4bit_default_impl
+    return _product_in_4_bit(*args, **kwargs)
 
-    return _gemm_4bit_default_impl(*args, **kwargs)
+
+def _product_in_4_bit(
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    shape: Any,
+    absmax: torch.Tensor,
+    blocksize: int,
+    quant_type: str,
+    bias: torch.Tensor | None = None,
+    absmax_8bit: torch.Tensor | None = None,
+    absmax_code: torch.Tensor | None = None,
+    absmax_offset: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``_dequant_linear_fallback``."""
+    scales: list[torch.Tensor] = []
+    if absmax_8bit is not None:
+        scales.append(torch.empty_like(absmax_8bit, dtype=torch.float32))
+        scales.append(scales[0] + absmax_offset)
+    product = torch.nn.functional.linear(inputs, inputs.new_empty(shape), bias)
+    del scales
+    return product
 
 
 def _int8_quantise(gpu: Gpu | None, func: Any, args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, Any]:

@@ -5,19 +5,20 @@ traced as it is, but for the pieces of the loss after the second, which are like
 :func:`liger_on_meta`. Liger asks for the name of a tensor's device and
 chooses its code by it; there a meta tensor says ``cuda``. (The backward of a norm whose weight is
 trained takes a float32 row for each multiprocessor.) And it exchanges functions and classes of transformers'
-modules for good; they are put back.
+modules for good; they are put back, so the module of the model must be imported before.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from fitplan.guard import Guard
 from fitplan.trace.kernels import Gpu
 
 _LOSS = "fused_linear_cross_entropy_forward"
@@ -55,32 +56,9 @@ def _says_cuda(function: Callable[..., Any], before: Callable[[], None]) -> Call
     return inside
 
 
-class _Patches:
-    """Attributes that are put back in the end."""
-
-    def __init__(self) -> None:
-        self._before: list[tuple[Any, str, Any]] = []
-
-    def put(self, holder: Any, name: str, value: Any) -> None:
-        self._before.append((holder, name, holder.__dict__.get(name, _ABSENT)))
-        setattr(holder, name, value)
-
-    def watch(self, module: ModuleType) -> None:
-        """Put back whatever is exchanged in a module, and the ``forward`` of its classes."""
-        for name, value in list(vars(module).items()):
-            self._before.append((module, name, value))
-            if isinstance(value, type) and "forward" in value.__dict__:
-                self._before.append((value, "forward", value.__dict__["forward"]))
-
-    def undo(self) -> None:
-        for holder, name, value in reversed(self._before):
-            if value is _ABSENT:
-                delattr(holder, name)
-            elif holder.__dict__.get(name) is not value:
-                setattr(holder, name, value)
-
-
-_ABSENT = object()
+def _few_pieces(*bounds: int) -> range:
+    """``range``, which counts the pieces of a loss from 0."""
+    return range(min(*bounds, PIECES)) if len(bounds) == 1 else range(*bounds)
 
 
 @contextmanager
@@ -94,26 +72,28 @@ def liger_on_meta(gpu: Gpu, enter_loss: Callable[[], None] = lambda: None) -> It
     import liger_kernel.transformers  # noqa: F401  it imports all of its operators
     from triton.runtime.jit import KernelInterface
 
-    patches = _Patches()
-    patches.put(KernelInterface, "__getitem__", lambda self, grid: lambda *args, **kwargs: None)
-    patches.put(torch.cuda, "get_device_capability", lambda device=None: gpu.capability)
-    patches.put(
-        torch.cuda,
-        "get_device_properties",
-        lambda device=None: SimpleNamespace(multi_processor_count=gpu.multiprocessors),
-    )
+    with Guard() as guard:
+        guard.exchange_here(KernelInterface, "__getitem__", lambda self, grid: lambda *args, **kwargs: None)
+        guard.exchange_here(torch.cuda, "get_device_capability", lambda device=None: gpu.capability)
+        guard.exchange_here(
+            torch.cuda,
+            "get_device_properties",
+            lambda device=None: SimpleNamespace(multi_processor_count=gpu.multiprocessors),
+        )
+        _say_cuda(guard, enter_loss)
+        for name, module in list(sys.modules.items()):
+            if name.startswith("transformers.models.") and ".modeling_" in name and module is not None:
+                guard.keep_module(module)
+        yield
+
+
+def _say_cuda(guard: Guard, enter_loss: Callable[[], None]) -> None:
+    """Liger's operators choose their code for CUDA, and take few pieces of a loss."""
     loaded = [m for name, m in list(sys.modules.items()) if name.startswith("liger_kernel.ops.") and m is not None]
     for module in loaded:
         if _LOSS in vars(module):
-            patches.put(module, "range", lambda pieces: range(min(pieces, PIECES)))
+            guard.put(module, "range", _few_pieces)
         for name in _ASKS_FOR_THE_DEVICE:
             if name in vars(module):
                 before = enter_loss if name == _LOSS else lambda: None
-                patches.put(module, name, _says_cuda(vars(module)[name], before))
-    for name, module in list(sys.modules.items()):
-        if name.startswith("transformers.models.") and ".modeling_" in name:
-            patches.watch(module)
-    try:
-        yield
-    finally:
-        patches.undo()
+                guard.exchange_here(module, name, _says_cuda(vars(module)[name], before))

@@ -11,6 +11,7 @@ import torch._refs
 import torch._refs.linalg
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from fitplan.guard import Guard
 from fitplan.trace import values
 from fitplan.trace.autocast import autocast_on_meta
 from fitplan.trace.kernels import Gpu, common_kernels, cuda_kernels, dropout, question, scaled_dot_product_attention
@@ -57,18 +58,23 @@ def meta_device(gpu: Gpu | None) -> Iterator[None]:
 @contextmanager
 def _chosen_by_device(gpu: Gpu | None) -> Iterator[None]:
     """Operators that pick their kernel below autograd and above the device; that is where ours is put."""
+    with Guard() as guard:
+        for name in _QUICK_KERNELS:
+            # Its own kernels, in Python, PyTorch before 2.13 lets nobody override (torch/library.py, ``Library.impl``).
+            guard.discard(torch.library._impls, f"aten/{name}/Meta")
+        _register(guard, gpu)
+        yield
+
+
+def _register(guard: Guard, gpu: Gpu | None) -> None:
+    """Nobody but the guard holds the library: when it is freed it takes its names out of ``_impls`` once more."""
     library = torch.library.Library("aten", "IMPL")
+    guard.callback(library._destroy)
     library.impl("scaled_dot_product_attention", partial(scaled_dot_product_attention, gpu), "AutogradMeta")
     if gpu is not None:
         library.impl("dropout", dropout, "AutogradMeta")
     for name, kernel in _QUICK_KERNELS.items():
-        # Its own kernels, in Python, PyTorch before 2.13 lets nobody override (torch/library.py, ``Library.impl``).
-        torch.library._impls.discard(f"aten/{name}/Meta")
         library.impl(name, kernel, "Meta")
-    try:
-        yield
-    finally:
-        library._destroy()
 
 
 # PyTorch's own meta kernels of the next operators work their results out in Python and take half of a trace's time.
@@ -135,28 +141,15 @@ def _patched_libraries(gpu: Gpu | None) -> Iterator[None]:
     import torch.utils._foreach_utils as foreach
     import torch.utils.checkpoint as checkpoint
 
-    device_type = "cuda" if gpu else "cpu"
-    infer, fused = checkpoint._infer_device_type, foreach._get_fused_kernels_supported_devices
-    capturing, empty_cache = torch.cuda.is_current_stream_capturing, torch.cuda.empty_cache
-    torch.cuda.is_current_stream_capturing, torch.cuda.empty_cache = lambda: False, lambda: None
-    checkpoint._infer_device_type = lambda *args: device_type
-    foreach._get_fused_kernels_supported_devices = lambda: [*fused(), "meta"]
-    modules = [
-        sys.modules[name]
-        for name in ("torch.optim.optimizer", "torch.optim.adam", "torch.optim.adamw")
-        if name in sys.modules
-    ]
-    patched = [m for m in modules if hasattr(m, "_get_fused_kernels_supported_devices")]
-    for module in patched:
-        module._get_fused_kernels_supported_devices = foreach._get_fused_kernels_supported_devices
-    try:
+    device_type, fused = "cuda" if gpu else "cpu", foreach._get_fused_kernels_supported_devices
+    with Guard() as guard:
+        guard.exchange_here(torch.cuda, "is_current_stream_capturing", lambda: False)
+        guard.exchange_here(torch.cuda, "empty_cache", lambda: None)
+        guard.exchange_here(checkpoint, "_infer_device_type", lambda *args: device_type)
+        for name in ("torch.utils._foreach_utils", "torch.optim.optimizer", "torch.optim.adam", "torch.optim.adamw"):
+            if (module := sys.modules.get(name)) is not None and (module is foreach or hasattr(module, fused.__name__)):
+                guard.exchange_here(module, fused.__name__, lambda: [*fused(), "meta"])
         yield
-    finally:
-        torch.cuda.is_current_stream_capturing, torch.cuda.empty_cache = capturing, empty_cache
-        checkpoint._infer_device_type = infer
-        foreach._get_fused_kernels_supported_devices = fused
-        for module in patched:
-            module._get_fused_kernels_supported_devices = fused
 
 
 @contextmanager
@@ -166,11 +159,13 @@ def _patched_bitsandbytes() -> Iterator[None]:
     Managed memory is not the allocator's: paged states are there for the optimizer, and not in the trace.
     """
     try:
-        from bitsandbytes import functional
-        from bitsandbytes.optim.optimizer import Optimizer8bit
+        import bitsandbytes  # noqa: F401
     except ImportError:
         yield
         return
+    from bitsandbytes import functional
+    from bitsandbytes.optim.optimizer import Optimizer8bit
+
     get_state_buffer = Optimizer8bit.get_state_buffer
 
     def get_named_state_buffer(self: Any, p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -184,19 +179,10 @@ def _patched_bitsandbytes() -> Iterator[None]:
         states.is_paged, states.page_deviceid = True, 0
         return states
 
-    stand_ins: dict[str, Any] = {
-        "get_paged": get_paged,
-        "is_on_gpu": lambda tensors: True,
-        "fill": lambda *args, **kwargs: None,
-        "prefetch_tensor": lambda *args, **kwargs: None,
-    }
-    real = {name: getattr(functional, name) for name in stand_ins}
-    for name, stand_in in stand_ins.items():
-        setattr(functional, name, stand_in)
-    Optimizer8bit.get_state_buffer = get_named_state_buffer
-    try:
+    with Guard() as guard:
+        guard.exchange_here(functional, "get_paged", get_paged)
+        guard.exchange_here(functional, "is_on_gpu", lambda tensors: True)
+        guard.exchange_here(functional, "fill", lambda *args, **kwargs: None)
+        guard.exchange_here(functional, "prefetch_tensor", lambda *args, **kwargs: None)
+        guard.exchange_here(Optimizer8bit, "get_state_buffer", get_named_state_buffer)
         yield
-    finally:
-        Optimizer8bit.get_state_buffer = get_state_buffer
-        for name, function in real.items():
-            setattr(functional, name, function)

@@ -11,11 +11,18 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fitplan.guard import Guard
 from fitplan.phase import Phase
+from fitplan.step.adapters import is_adapter
 from fitplan.trace.accumulation import Accumulation
 from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, layer_of_path
 
 _PEFT_PREFIX = "base_model.model."
+
+_PRODUCTS = {
+    getattr(torch.ops.aten, name).default for name in ("mm", "bmm", "addmm", "baddbmm", "linear", "mv", "addmv", "dot")
+}
+"""What PyTorch leaves to cuBLAS (``aten/src/ATen/native/cuda/Blas.cpp``)."""
 
 
 class Recorder(TorchDispatchMode):
@@ -44,6 +51,7 @@ class Recorder(TorchDispatchMode):
         self._span_owners: list[str] = []
         self._phase_births: list[int] = []
         self._recomputed: list[int] = []
+        self._awaiting_product: Allocation | None = None
         self._recording = True
         self._accumulation = Accumulation()
 
@@ -100,6 +108,10 @@ class Recorder(TorchDispatchMode):
         """Memory that no operator returns and that is never given back, such as a workspace."""
         self.trace.born(allocation, self._moment)
 
+    def reserve_with_product(self, allocation: Allocation) -> None:
+        """The same, right after the result of the next matrix product."""
+        self._awaiting_product = allocation
+
     def pass_by(self, parts: dict[str, int], op: str) -> None:
         """Memory that no operator returns, made of parts by parameter, and given back at once."""
         by_layer: dict[Layer | None, int] = {}
@@ -124,11 +136,11 @@ class Recorder(TorchDispatchMode):
         for path, param in model.named_parameters():
             self._watch_parameter(path.removeprefix(_PEFT_PREFIX), param)
         for path, buffer in model.named_buffers():
-            self._label(buffer, Category.BASE_WEIGHTS, path.removeprefix(_PEFT_PREFIX))
+            category = Category.ADAPTER_WEIGHTS if is_adapter(path) else Category.BASE_WEIGHTS
+            self._label(buffer, category, path.removeprefix(_PEFT_PREFIX))
 
     def _watch_parameter(self, path: str, param: torch.Tensor) -> None:
-        adapter = ".lora_" in path or ".modules_to_save." in path
-        category = Category.ADAPTER_WEIGHTS if adapter else Category.BASE_WEIGHTS
+        category = Category.ADAPTER_WEIGHTS if is_adapter(path) else Category.BASE_WEIGHTS
         for tensor in (param, *_quantisation_tensors(param)):
             self._label(tensor, category, path)
         if param.requires_grad:
@@ -171,11 +183,9 @@ class Recorder(TorchDispatchMode):
                 self._await_backward(output, layer)
             return output
 
-        nn.Module.__call__ = seen  # type: ignore[method-assign]
-        try:
+        with Guard() as guard:
+            guard.exchange_here(nn.Module, "__call__", seen)
             yield
-        finally:
-            nn.Module.__call__ = call  # type: ignore[method-assign]
 
     def _enter_module(self, module: nn.Module, path: str, layer: Layer | None) -> None:
         self._calls.append(path)
@@ -251,6 +261,9 @@ class Recorder(TorchDispatchMode):
         self._phase_births.append(number)
         if self._moment.part == "recompute":
             self._recomputed.append(number)
+        if self._awaiting_product is not None and func in _PRODUCTS:
+            self.reserve(self._awaiting_product)
+            self._awaiting_product = None
 
     def _describe(self, size: int, func: Any, args: Any) -> Allocation:
         owner, layer = self._current_owner(), self._moment.layer

@@ -8,13 +8,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PretrainedConfig
 
 from fitplan.audit import ParameterGroup
 from fitplan.cuda import cublas_workspace
+from fitplan.guard import Guard
 from fitplan.phase import Phase
 from fitplan.setup import Attention, Task, TrainingSetup
+from fitplan.step.adapters import names_single_layers
 from fitplan.step.architecture import task_of
 from fitplan.step.audit import Parameter, parameters_of
 from fitplan.step.job import Observer, Place
@@ -35,6 +36,7 @@ from fitplan.trace.flash_attn import flash_attn_package
 from fitplan.trace.kernels import Gpu
 from fitplan.trace.liger import liger_on_meta
 from fitplan.trace.meta import meta_device
+from fitplan.trace.own_state import own_state
 from fitplan.trace.recorder import Recorder
 
 
@@ -70,15 +72,15 @@ def trace_training(
     """Run two training steps on the meta device and record them.
 
     ``gpu`` decides which kernels are chosen; ``None`` traces the CPU's. With ``full_depth`` every layer is traced,
-    which is also what happens when the layers turn out not to repeat. ``only_optimizer`` leaves out the forward and
-    backward passes. ``progress`` is told what is being done.
+    which is also what happens when the layers turn out not to repeat, or the setup names single ones.
+    ``only_optimizer`` leaves out the forward and backward passes. ``progress`` is told what is being done.
 
     Raises:
         ModelNotSupported: the model cannot be built, or what it does depends on the values of its weights.
         InputError: the setup does not suit the model.
 
     """
-    for more_edge in () if full_depth else (0, 1):
+    for more_edge in () if full_depth or names_single_layers(setup) else (0, 1):
         short, cut = shorten(config, more_edge)
         progress(f"tracing {_layers(short)} of {_layers(config)} layers")
         run = _trace_as_is(short, setup, gpu, only_optimizer)
@@ -111,18 +113,18 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
     place = Place("meta", "cuda" if gpu else "cpu")
     recorder = Recorder("meta")
     with ExitStack() as stack:
-        stack.enter_context(_fresh_process())
+        stack.enter_context(fresh_process())
         if setup.attn is Attention.FLASH_ATTENTION_2:
             stack.enter_context(flash_attn_package())
         if setup.kbit_prepare and gpu is not None:
             stack.enter_context(_emptied_cache(recorder))
-        if setup.use_liger_kernel and gpu is not None:
-            with suppress(ImportError):  # the step says what is missing
-                stack.enter_context(liger_on_meta(gpu, recorder.enter_loss))
         skeleton = build_skeleton(config, setup, place)
+        if setup.use_liger_kernel and gpu is not None:
+            with suppress(ModuleNotFoundError):  # the step says what is missing
+                stack.enter_context(liger_on_meta(gpu, recorder.enter_loss))
         stack.enter_context(recorder)
         stack.enter_context(meta_device(gpu))
-        observe = _with_workspaces(recorder, gpu)
+        observe = _with_workspaces(recorder, gpu, recorder.reserve if only_optimizer else recorder.reserve_with_product)
         if gpu is not None and (parts := warmed_up(skeleton, setup)):
             recorder.pass_by(parts, "caching_allocator_warmup")
         model = load_model(skeleton, config, setup, place, observe)
@@ -139,26 +141,37 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
 
 
 @contextmanager
-def _fresh_process() -> Iterator[None]:
-    """What earlier runs in this process left in libraries' caches is not there in a new training process."""
-    try:
-        import bitsandbytes
-        from bitsandbytes import functional
-    except ImportError:
-        pass
-    else:
-        functional.name2qmap.clear()
-        bitsandbytes.optim.GlobalOptimManager._instance = None
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()  # when cycles are found is not a property of the job
-    state = torch.get_rng_state()
-    try:
+def fresh_process() -> Iterator[None]:
+    """What this process and this thread have set, and what earlier runs left in caches, is not there in a new one."""
+    with Guard() as guard, own_state():
+        _empty_caches(guard)
+        gc.collect()
+        if gc.isenabled():
+            guard.callback(gc.enable)
+            gc.disable()  # when cycles are found is not a property of the job
         yield
-    finally:
-        torch.set_rng_state(state)
-        if enabled:
-            gc.enable()
+
+
+def _empty_caches(guard: Guard) -> None:
+    """What bitsandbytes and accelerate keep for a process.
+
+    Code tables by their name, what 8-bit optimizers are told of single parameters, and paged tensors; and the place
+    that a ``Trainer`` has found itself in, which its arguments look for anew.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+
+    guard.empty(AcceleratorState._shared_state)
+    guard.empty(PartialState._shared_state)
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        return
+    from bitsandbytes import functional
+    from bitsandbytes.optim import GlobalOptimManager
+
+    guard.empty(functional.name2qmap)
+    guard.exchange(GlobalOptimManager, "_instance", None)
+    guard.exchange(functional.GlobalPageManager, "_instance", None)
 
 
 @contextmanager
@@ -177,19 +190,18 @@ def _emptied_cache(recorder: Recorder) -> Iterator[None]:
         recorder.reserve(Allocation(0, Category.TEMPORARIES, "k-bit preparation", EMPTY_CACHE))
         return model
 
-    if "auto_clear_cache" in inspect.signature(prepare).parameters:
-        peft.prepare_model_for_kbit_training = prepare_and_say
-    try:
+    with Guard() as guard:
+        if "auto_clear_cache" in inspect.signature(prepare).parameters:
+            guard.exchange_here(peft, "prepare_model_for_kbit_training", prepare_and_say)
         yield
-    finally:
-        peft.prepare_model_for_kbit_training = prepare
 
 
-def _with_workspaces(recorder: Recorder, gpu: Gpu | None) -> Observer:
-    """The recorder as observer; the first forward and the first backward each open a cuBLAS handle.
+def _with_workspaces(recorder: Recorder, gpu: Gpu | None, reserve: Callable[[Allocation], None]) -> Observer:
+    """The recorder as observer; the first product of forward and that of backward each open a cuBLAS handle.
 
     Handles belong to a thread, and CUDA's backward runs in a thread of its own (pytorch
-    ``aten/src/ATen/cuda/CublasHandlePool.cpp``, ``torch/csrc/autograd/engine.cpp``).
+    ``aten/src/ATen/cuda/CublasHandlePool.cpp``, ``torch/csrc/autograd/engine.cpp``). The workspace is taken when the
+    result is there already, and may lie in a block that something larger left: where, decides what is reserved later.
     """
     waiting = {Phase.FORWARD, Phase.BACKWARD} if gpu else set()
 
@@ -198,7 +210,7 @@ def _with_workspaces(recorder: Recorder, gpu: Gpu | None) -> Observer:
         if gpu is not None and phase in waiting:
             waiting.remove(phase)
             size = cublas_workspace(gpu.capability)
-            recorder.reserve(Allocation(size, Category.WORKSPACES, f"cuBLAS, {phase} thread", CUBLAS_CREATE))
+            reserve(Allocation(size, Category.WORKSPACES, f"cuBLAS, {phase} thread", CUBLAS_CREATE))
 
     return observe
 
@@ -220,13 +232,21 @@ def _layers(config: Any) -> int:
 
 def _grouped(parameters: list[Parameter], depths: dict[str, Depth]) -> tuple[ParameterGroup, ...]:
     """Groups at full depth: what replicated layers hold counts once for each replica."""
-    groups: dict[tuple[str, str, bool, bool], tuple[int, int, str]] = {}
-    for parameter in parameters:
-        times = _replicas(layer_of_path(parameter.path), depths)
-        key = (parameter.storage, parameter.why, parameter.trainable, parameter.adapter)
-        count, size, example = groups.get(key, (0, 0, parameter.path))
-        groups[key] = (count + times * parameter.count, size + times * parameter.size, example)
-    return tuple(ParameterGroup(*key, *values) for key, values in groups.items())
+    groups: dict[tuple[str, str, bool, bool], ParameterGroup] = {}
+    for one in parameters:
+        times = _replicas(layer_of_path(one.path), depths)
+        key = (one.storage, one.why, one.trainable, one.adapter)
+        before = groups.get(key)
+        groups[key] = ParameterGroup(
+            storage=one.storage,
+            why=one.why,
+            trainable=one.trainable,
+            adapter=one.adapter,
+            parameters=times * one.count + (before.parameters if before else 0),
+            bytes=times * one.size + (before.bytes if before else 0),
+            example=before.example if before else one.path,
+        )
+    return tuple(groups.values())
 
 
 def _replicas(layer: Layer | None, depths: dict[str, Depth]) -> int:

@@ -19,6 +19,11 @@ MAX_ELEMENTS = 2**24
 _INTEGERS = (torch.int64, torch.bool, torch.int32, torch.int8, torch.uint8, torch.int16)
 _NAME = "_fitplan_value"
 
+_OF_MASKS = (torch.ops.aten._to_copy.default, torch.ops.aten.cat.default)
+"""Numbers with a fraction are followed through these: peft puts ones, as floats, before the mask of a row with a prompt
+(``peft_model.py``, ``PeftModelForCausalLM.forward``).
+"""
+
 
 class _Unknown(Exception):
     pass
@@ -39,7 +44,10 @@ def value_of(tensor: torch.Tensor) -> torch.Tensor | None:
 def follow(func: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
     """Give the integer and the scalar outputs of ``func`` their values, where those of the inputs are known."""
     outputs = output if isinstance(output, tuple | list) else (output,)
-    if not any(isinstance(t, torch.Tensor) and (t.dtype in _INTEGERS or not t.dim()) and t.is_meta for t in outputs):
+    of_mask = func in _OF_MASKS
+    if not any(
+        isinstance(t, torch.Tensor) and (of_mask or t.dtype in _INTEGERS or not t.dim()) and t.is_meta for t in outputs
+    ):
         return
     try:
         values = _compute(func, args, kwargs, outputs)

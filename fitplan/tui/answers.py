@@ -10,12 +10,14 @@ from fitplan.devices.detect import means_this_machine
 from fitplan.devices.device import Device, known_devices
 from fitplan.estimator import find_stored, known_estimate
 from fitplan.fitmap import FitMap
-from fitplan.footprint.recipe import shape_of
+from fitplan.footprint.job import TrainingJob
+from fitplan.footprint.store import StoredFootprint
 from fitplan.memory import MemoryEstimate
 from fitplan.models.catalog import spellings
 from fitplan.models.resolve import ModelConfig, resolve_model, without_address
 from fitplan.names import plain
 from fitplan.plan import CheckReport
+from fitplan.question import device_named
 from fitplan.report.terminal import told_steps
 from fitplan.setup import TrainingSetup
 from fitplan.tui.state import Question
@@ -81,6 +83,16 @@ class Answers:
         """
         self._models[question.model] = resolve_model(question.model)
 
+    def job(self, question: Question) -> TrainingJob | None:
+        """The job of a question; ``None`` while its model is not known.
+
+        Raises:
+            InputError: the question makes no sense.
+
+        """
+        model = self.model(question)
+        return None if model is None else question.job_on(self.device(question), model)
+
     def device(self, question: Question) -> Device:
         """The device of a question, as it was when it was first asked about.
 
@@ -90,7 +102,7 @@ class Answers:
         """
         key = (question.gpu, question.vram)
         if key not in self._devices:
-            device = api.device_named(*key)
+            device = device_named(*key)
             assert device is not None, "a question names a device"
             self._devices[key] = device
         return self._devices[key]
@@ -103,28 +115,18 @@ class Answers:
 
         """
         if question not in self._reports:
-            model = self.model(question)
-            if model is None:
+            job = self.job(question)
+            if job is None or find_stored(job, lambda s: s.piece(job.shape) is not None) is None:
                 return None
-            device = self.device(question)
-            setup = question.setup(model, device.capability)
-            shape = shape_of(setup)
-            if find_stored(model, setup, device.capability, lambda s: s.piece(shape) is not None) is None:
-                return None
-            self._reports[question] = api.check(question.model, gpu=device, **setup.to_dict())
+            self._reports[question] = api.check(job.model, gpu=job.device, **job.setup.to_dict())
         return self._reports[question]
 
     def fit_map(self, question: Question) -> FitMap | None:
         """The map around a question; ``None`` where it takes traces."""
-        model = self.model(question)
-        if model is None:
+        job = self.job(question)
+        if job is None or find_stored(job, _is_a_formula) is None:
             return None
-        device = self.device(question)
-        setup = question.setup(model, device.capability)
-        whole = find_stored(
-            model, setup, device.capability, lambda s: any(not p.region.is_point for p in s.footprint.pieces)
-        )
-        return None if whole is None else api.fit_map(question.model, gpu=device, **setup.to_dict())
+        return api.fit_map(job.model, gpu=job.device, **job.setup.to_dict())
 
     def advice(self, question: Question, wanted: Callable[[], bool] = lambda: True) -> Advice | None:
         """What could be changed, as far as that is known without a trace; in the app everything may be.
@@ -133,17 +135,17 @@ class Answers:
             Superseded: it is not ``wanted`` any more.
 
         """
-        model, report = self.model(question), self.report(question)
-        if model is None or report is None:
+        job, report = self.job(question), self.report(question)
+        if job is None or report is None:
             return None
-        device, asked = self.device(question), report.plans[0]
+        asked = report.plans[0]
 
         def evaluate(setup: TrainingSetup) -> MemoryEstimate | None:
             if not wanted():
                 raise Superseded
-            return asked.estimate if setup == asked.setup else known_estimate(model, setup, device.capability)
+            return asked.estimate if setup == asked.setup else known_estimate(job.with_setup(setup))
 
-        return advise_on(asked.setup, frozenset(), evaluate, device, known_devices())
+        return advise_on(asked.setup, frozenset(), evaluate, self.device(question), known_devices())
 
     def offers(self, question: Question, advice: Advice) -> tuple[Offer, ...]:
         """The advice as things to take, the most useful first."""
@@ -163,6 +165,10 @@ class Answers:
             title = f"the smallest GPU for it as it is: {advice.device.name}"
             found.append(Offer(title, "", question.on(gpu=advice.device.name), None))
         return tuple(found)
+
+
+def _is_a_formula(stored: StoredFootprint) -> bool:
+    return any(not piece.region.is_point for piece in stored.footprint.pieces)
 
 
 def means_the_hub(name: str) -> bool:

@@ -5,19 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitplan.errors import InputError
-from fitplan.setup import (
-    ALL_LINEAR,
-    LORA_FIELDS,
-    QLORA_FIELDS,
-    Attention,
-    Dtype,
-    Method,
-    MixedPrecision,
-    Optim,
-    Padding,
-    Quant,
-    TrainingSetup,
-)
+from fitplan.settings import shown
+from fitplan.setup import SETTINGS, Method, TrainingSetup
 
 METHOD_NAMES = {Method.FULL: "full", Method.LORA: "LoRA", Method.QLORA: "QLoRA"}
 
@@ -53,10 +42,7 @@ class Knob:
 
     def applies(self, setup: TrainingSetup) -> bool:
         """Whether it means something for the method."""
-        foreign = (setup.method is Method.FULL and self.name in LORA_FIELDS) or (
-            setup.method is not Method.QLORA and self.name in QLORA_FIELDS
-        )
-        return not foreign and not (setup.quant is Quant.INT8 and self.name == "double_quant")
+        return SETTINGS[self.name].suits(setup)
 
     def step(self, value: Any, by: int, fine: bool = False) -> Any:
         """The next value in a direction: numbers stop at the ends, words go round."""
@@ -72,13 +58,9 @@ class Knob:
         """A value as text."""
         if value is None:
             return "–"
-        if isinstance(value, bool):
-            return "on" if value else "off"
         if isinstance(value, Method):
             return METHOD_NAMES[value]
-        if isinstance(value, tuple):
-            return ",".join(value)
-        return f"{value:,}" if self.is_number else str(value)
+        return f"{value:,}" if self.is_number else shown(value)
 
     def parse(self, text: str) -> Any:
         """A value from what was typed.
@@ -96,34 +78,21 @@ class Knob:
         return names[0] if len(names) == 1 and names[0] in self.choices else names
 
 
-def _doubling(least: int, most: int) -> tuple[int, ...]:
-    values = [least]
-    while values[-1] < most:
-        values.append(2 * values[-1])
-    return tuple(values)
+def _knob(name: str) -> Knob:
+    one = SETTINGS[name]
+    assert one.row is not None, "only what has a row is shown"
+    choices = one.row.choices or (tuple(one.kind) if one.is_enum else (True, False))
+    return Knob(name, one.row.label, one.row.help, choices, one.row.fine)
 
 
-_SWITCH = (True, False)
+_ORDER = (
+    "method", "batch_size", "seq_len", "gradient_accumulation_steps", "lora_r", "target_modules", "adapter", "quant",
+    "double_quant", "kbit_prepare", "gradient_checkpointing", "attn", "optim", "use_liger_kernel", "dtype",
+    "mixed_precision", "padding",
+)  # fmt: skip
+"""Of the screen: what is changed most comes first."""
 
-KNOBS = (
-    Knob("method", "method", "all weights, adapters, or adapters on quantised weights", tuple(Method)),
-    Knob("batch_size", "batch", "rows in a micro-batch; activations and logits grow with it", _doubling(1, 1024), 1),
-    Knob("seq_len", "length", "tokens in a row; activations and logits grow with it", _doubling(128, 131_072), 64),
-    Knob("gradient_accumulation_steps", "accumulate", "micro-batches in an optimizer step", _doubling(1, 256), 1),
-    Knob("lora_r", "rank", "rank of the adapters; all that they need grows with it", _doubling(1, 512), 1),
-    Knob("target_modules", "targets", "the modules that get adapters", (ALL_LINEAR,)),
-    Knob("quant", "quantise", "format of the frozen weights (bitsandbytes)", tuple(Quant)),
-    Knob("double_quant", "double quant", "quantise the scales of the 4-bit blocks again", _SWITCH),
-    Knob("kbit_prepare", "k-bit prep", "norms, embedding and head in float32 (peft)", _SWITCH),
-    Knob("gradient_checkpointing", "checkpointing", "recompute activations in backward, not keep them", _SWITCH),
-    Knob("attn", "attention", "the attention implementation of transformers", tuple(Attention)),
-    Knob("optim", "optimizer", "what is kept for each trained parameter", tuple(Optim)),
-    Knob("use_liger_kernel", "Liger", "kernels for norms, MLPs and the loss, which keeps no logits", (False, True)),
-    Knob("dtype", "dtype", "the type that the weights are loaded in", tuple(Dtype)),
-    Knob("mixed_precision", "autocast", "automatic mixed precision", tuple(MixedPrecision)),
-    Knob("padding", "padding", "padded rows need an attention mask", tuple(Padding)),
-)
-"""In the order of the screen."""
+KNOBS = tuple(map(_knob, _ORDER))
 
 _BY_NAME = {knob.name: knob for knob in KNOBS}
 

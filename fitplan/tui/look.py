@@ -92,7 +92,7 @@ class Part:
 
 
 _MARKS = dict(zip(Category, "█▓▒░▞▚▖▘", strict=True))
-_MARKS_BESIDE = "▤▥▮"
+_MARKS_BESIDE = "▤▮"
 
 
 def parts_of(moment: MemoryMoment) -> list[Part]:

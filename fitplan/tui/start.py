@@ -56,7 +56,7 @@ def checked(question: Question) -> None:
     answers = Answers()
     device, model = answers.device(question), answers.model(question)
     if model is not None:
-        question.setup(model, device.capability)
+        question.job_on(device, model)
 
 
 def _has_gpu(machine: Machine) -> bool:

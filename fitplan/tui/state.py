@@ -1,31 +1,25 @@
 """What the app is asking: a frozen question, and the history of questions. Knows nothing of a screen."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from fitplan.devices.device import DEFAULT_CAPABILITY
+from fitplan import question
 from fitplan.errors import InputError, SetupConflict
-from fitplan.models.resolve import ModelConfig
-from fitplan.setup import Method, TrainingSetup, settings_for, with_defaults
+from fitplan.setup import SETTINGS, Method, TrainingSetup, settings_for
 
 
 @dataclass(frozen=True)
-class Question:
-    """One model, one device and one setup, as a person named them.
+class Question(question.Question):
+    """One model, one device and one setup, as a person named them; always of one method.
 
     Attributes:
-        model: an alias, hub id, folder or file.
-        gpu: a GPU's name, or one of this machine; ``None`` where ``vram`` is given.
-        vram: an amount of memory instead of a known GPU.
-        method: how the model is fine-tuned.
-        settings: the fields of :class:`TrainingSetup` that were chosen. Those that mean nothing for the method are
-            kept for when it changes back.
+        settings: those that mean nothing for the method are kept for when it changes back.
 
     """
 
     model: str
-    gpu: str | None
+    gpu: str | None = None
     vram: str | None = None
     method: Method = Method.QLORA
     settings: tuple[tuple[str, Any], ...] = ()
@@ -33,18 +27,6 @@ class Question:
     def chosen(self) -> dict[str, Any]:
         """The chosen settings that mean something for the method."""
         return settings_for(self.method, dict(self.settings))
-
-    def setup(self, model: ModelConfig, capability: tuple[int, int] = DEFAULT_CAPABILITY) -> TrainingSetup:
-        """Every setting, for this model and a GPU of this compute capability.
-
-        Raises:
-            InputError: the settings make no sense together.
-
-        """
-        settings = self.chosen()
-        return TrainingSetup.from_dict(
-            with_defaults(settings, method=self.method, positions=model.positions, capability=capability)
-        )
 
     def on(self, *, gpu: str | None = None, vram: str | None = None) -> Self:
         """The same job on another device."""
@@ -86,10 +68,7 @@ class Question:
 
     def _with(self, settings: Mapping[str, Any], drop: tuple[str, ...] = ()) -> Self:
         kept = {name: _frozen(value) for name, value in settings.items() if name not in drop and value is not None}
-        return replace(self, settings=tuple((name, kept[name]) for name in _ORDER if name in kept))
-
-
-_ORDER = tuple(f.name for f in fields(TrainingSetup))
+        return replace(self, settings=tuple((name, kept[name]) for name in SETTINGS if name in kept))
 
 
 def _frozen(value: Any) -> Any:

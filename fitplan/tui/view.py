@@ -60,7 +60,7 @@ def view_of(answers: Answers, question: Question, before: View | None = None) ->
     try:
         model, device = answers.model(question), answers.device(question)
         if model is not None:
-            setup = question.setup(model, device.capability)
+            setup = question.job_on(device, model).setup
         else:
             setup = TrainingSetup.from_dict(question.chosen())
         report = answers.report(question)

@@ -169,10 +169,10 @@ def by_place(phases: Iterable[PhaseMemory]) -> dict[tuple[str, int], PhaseMemory
     return highest
 
 
-def quantities(predicted: Iterable[PhaseMemory], measurement: Measurement, beside_bytes: int) -> list[Quantity]:
+def quantities(predicted: Iterable[PhaseMemory], measurement: Measurement, context_bytes: int) -> list[Quantity]:
     """Peaks of the whole run, as far as they were measured; none of a run that did not come to its end.
 
-    ``beside_bytes`` is the device memory that the caching allocator does not know of.
+    ``context_bytes`` is the device memory that the caching allocator does not know of.
     """
     if measurement.out_of_memory is not None:
         return []
@@ -184,7 +184,7 @@ def quantities(predicted: Iterable[PhaseMemory], measurement: Measurement, besid
             found.append(Quantity(f"peak_{name}", max(getattr(one, name) or 0 for one in ours), most))
     process = max((one.process_bytes or 0 for one in theirs), default=0)
     if process:
-        found.append(Quantity("device_bytes", max(one.reserved_bytes or 0 for one in ours) + beside_bytes, process))
+        found.append(Quantity("device_bytes", max(one.reserved_bytes or 0 for one in ours) + context_bytes, process))
     return found
 
 

@@ -12,7 +12,7 @@ from fitplan.phase import Phase
 from fitplan.trace.kernels import Gpu
 from fitplan.trace.meta import meta_device
 from fitplan.trace.recorder import Recorder
-from fitplan.trace.tracing import _fresh_process
+from fitplan.trace.tracing import fresh_process
 
 Call = Callable[[], Any]
 """Runs the operator; what it returns is kept."""
@@ -109,7 +109,7 @@ def predicted_scratch(prepare: Callable[[str], Call], gpu: Gpu) -> int:
     """Bytes that the trace sees at the peak of the call beyond what is there when it has returned."""
     recorder = Recorder("meta")
     recorder.enter(Phase.FORWARD)
-    with _fresh_process(), recorder, meta_device(gpu):
+    with fresh_process(), recorder, meta_device(gpu):
         call = prepare("meta")
         start = len(recorder.trace.events)
         kept = call()

@@ -48,6 +48,12 @@ class Record:
 
         return judged(self.quantities) or self.quantities[0]
 
+    def others(self, asked: TrainingSetup) -> dict[str, tuple[Any, Any]]:
+        """The settings that are not those asked about, as they ran and as they were asked."""
+        wanted = asked.to_dict()
+        ran = TrainingSetup.from_dict(self.setup).to_dict()
+        return {name: (value, wanted[name]) for name, value in ran.items() if value != wanted[name]}
+
     @property
     def date(self) -> str:
         """The day of the run: ``"2026-01-31"``."""
@@ -87,20 +93,40 @@ def write_record(document: dict[str, Any], folder: Path | None = None, label: st
 
 
 def nearest(model: str, setup: TrainingSetup) -> Record | None:
-    """The record of the same model and method whose micro-batch has the most similar number of tokens."""
+    """The record of the same model and method that differs in the fewest other settings; of these, in tokens least."""
     tokens = math.log(setup.batch_size * setup.seq_len)
 
-    def distance(record: Record) -> float:
-        return abs(math.log(record.setup["batch_size"] * record.setup["seq_len"]) - tokens)
+    def distance(record: Record) -> tuple[int, float]:
+        settings = record.others(setup).keys() - _BESIDE_SETTINGS
+        return len(settings), abs(math.log(record.setup["batch_size"] * record.setup["seq_len"]) - tokens)
 
     return min(_records(model, str(setup.method)), key=distance, default=None)
 
 
+_BESIDE_SETTINGS = {"batch_size", "seq_len", "lora_alpha"}
+"""How many tokens there are is compared by itself, and what scales the adapters takes no memory."""
+
+
 def _records(model: str, method: str) -> Iterator[Record]:
-    for folder in (profiles() / "measured", own_records()):
-        for path in sorted(folder.glob(f"{plain_name(model)}--{method}--*.json")):
-            with suppress(OSError, ValueError, KeyError, TypeError, InputError):  # a damaged record is no evidence
-                yield _record(json.loads(path.read_text()))
+    for text in _texts(model, method):
+        with suppress(ValueError, KeyError, TypeError, InputError):  # a damaged record is no evidence
+            record = _record(json.loads(text))
+            if record.setup["method"] == method:
+                yield record
+
+
+def _texts(model: str, method: str) -> Iterator[str]:
+    """The project's records, one a line in a file for each model, then the user's, one a file."""
+    with suppress(OSError):
+        yield from shipped_records(model).read_text(encoding="utf-8").splitlines()
+    for path in sorted(own_records().glob(f"{plain_name(model)}--{method}--*.json")):
+        with suppress(OSError):
+            yield path.read_text(encoding="utf-8")
+
+
+def shipped_records(model: str) -> Path:
+    """Where the project's own runs of a model are."""
+    return profiles() / "measured" / f"{plain_name(model)}.jsonl"
 
 
 def _record(document: dict[str, Any]) -> Record:

@@ -16,12 +16,11 @@ from fitplan.devices.context import context_on
 from fitplan.devices.detect import MigSlice, choose, detect, means_this_machine, to_device
 from fitplan.devices.device import Device, find_device
 from fitplan.errors import InputError, NoUsableGpu
-from fitplan.estimator import paged_states
 from fitplan.models.resolve import ModelConfig
 from fitplan.rehearsal.build import stand_ins_for, torch_of
 from fitplan.rehearsal.launch import FOLDER_VARIABLE, environment
-from fitplan.setup import Optim, TrainingSetup
-from fitplan.trace.events import MICRO_BATCHES, Category, Trace
+from fitplan.setup import TrainingSetup
+from fitplan.trace.events import MICRO_BATCHES, Trace
 from fitplan.tracer import Progress, installed_versions, trace_job
 from fitplan.units import gib
 from fitplan.validation.comparison import (
@@ -164,7 +163,6 @@ class Forecast:
         trace: the traced step.
         phases: what each phase is expected to measure.
         context_bytes: of the CUDA context.
-        paged_bytes: optimizer states in managed memory, as far as there is room for them on the GPU.
         runs_on_paper: whether the job gets through the memory that it may take.
 
     """
@@ -174,18 +172,12 @@ class Forecast:
     trace: Trace
     phases: tuple[PhaseMemory, ...]
     context_bytes: int
-    paged_bytes: int
     runs_on_paper: bool
 
     @property
     def peak_reserved_bytes(self) -> int:
         """The most that the caching allocator takes from the driver."""
         return max(phase.reserved_bytes or 0 for phase in self.phases)
-
-    @property
-    def beside_bytes(self) -> int:
-        """Device memory that the caching allocator does not know of."""
-        return self.context_bytes + self.paged_bytes
 
 
 def forecast(
@@ -208,28 +200,13 @@ def forecast(
     phases = predicted_phases(run.trace, expandable=setup.expandable_segments)
     if target.gpu is None:
         runs = limit_bytes is None or max(phase.requested_bytes for phase in phases) <= limit_bytes
-        return Forecast(model, resolved, run.trace, phases, 0, 0, runs)
+        return Forecast(model, resolved, run.trace, phases, 0, runs)
     context = context_on(target.gpu).bytes
     free = target.gpu.usable_bytes - context
     room = free if limit_bytes is None else min(limit_bytes, free)
     settings = AllocatorSettings(expandable_segments=setup.expandable_segments)
     replayed = replay(run.trace, settings, room)
-    trained = sum(group.parameters for group in run.parameters if group.trainable)
-    gpu = target.gpu
-    paged = paged_states(setup.optim, trained, _states(run.trace), lambda: _unpaged_states(model, setup, gpu, progress))
-    room_for_them = max(0, free - replayed.peaks.peak_reserved_bytes)
-    return Forecast(
-        model, resolved, run.trace, phases, context, min(paged, room_for_them), replayed.out_of_memory is None
-    )
-
-
-def _unpaged_states(model: ModelConfig, setup: TrainingSetup, gpu: Device, progress: Progress) -> int:
-    twin = setup.with_(optim=Optim.ADAMW_8BIT)
-    return _states(trace_job(model, twin, gpu.capability, progress, only_optimizer=True).trace)
-
-
-def _states(trace: Trace) -> int:
-    return sum(one.size for one in trace.allocations if one.category is Category.OPTIMIZER_STATES)
+    return Forecast(model, resolved, run.trace, phases, context, replayed.out_of_memory is None)
 
 
 class RunProcess:
@@ -340,7 +317,7 @@ def validate_forecast(
         setup=said.setup,
         job=replace(job, events=None),
         measurement=measurement,
-        quantities=tuple(quantities(said.phases, measurement, said.beside_bytes)),
+        quantities=tuple(quantities(said.phases, measurement, said.context_bytes)),
         phases=tuple(pairs(shown, measurement.phases, all_in_first=accumulation == 1)),
         differences=tuple(differences(known, births)),
         first_difference=first_difference(known, births),

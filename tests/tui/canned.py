@@ -60,7 +60,19 @@ def verdict(found: MemoryEstimate) -> Verdict:
     fit = Fit.DOES_NOT_FIT if slack < 0 else Fit.TIGHT if slack < GIB else Fit.FITS
     reason = "what is left is less than what allocator and context may add" if fit is Fit.TIGHT else "as counted"
     context = Context(CONTEXT, GIB, "Canned 24GB", "canned")
-    return Verdict(fit, slack, DeviceMemory(found.peak_allocated_bytes, 0, 0, context, 0, GIB), reason)
+    return Verdict(
+        fit,
+        slack,
+        DeviceMemory(
+            allocated_bytes=found.peak_allocated_bytes,
+            unsplit_bytes=0,
+            cached_bytes=0,
+            context=context,
+            paged_bytes=0,
+            spread_bytes=GIB,
+        ),
+        reason,
+    )
 
 
 class Canned(Answers):
@@ -79,14 +91,46 @@ class Canned(Answers):
             return None
         setup = question.setup(MODEL).with_(attn=Attention.SDPA, task=Task.CAUSAL_LM)
         groups = (
-            ParameterGroup("nf4", "quantised", False, False, 7 * 10**9, 4 * GIB, "model.layers.0.self_attn.q_proj"),
-            ParameterGroup("float32", "embedding", False, False, 10**9, 4 * GIB, "model.embed_tokens"),
-            ParameterGroup("float32", "adapter", True, True, 42 * 10**6, GIB // 6, "lora_A"),
+            ParameterGroup(
+                storage="nf4",
+                why="quantised",
+                trainable=False,
+                adapter=False,
+                parameters=7 * 10**9,
+                bytes=4 * GIB,
+                example="model.layers.0.self_attn.q_proj",
+            ),
+            ParameterGroup(
+                storage="float32",
+                why="embedding",
+                trainable=False,
+                adapter=False,
+                parameters=10**9,
+                bytes=4 * GIB,
+                example="model.embed_tokens",
+            ),
+            ParameterGroup(
+                storage="float32",
+                why="adapter",
+                trainable=True,
+                adapter=True,
+                parameters=42 * 10**6,
+                bytes=GIB // 6,
+                example="lora_A",
+            ),
         )
         found = estimate(setup)
         judged = verdict(found)
-        plan = Plan(setup, found, judged.memory, groups, judged, "shipped", VERSIONS)
-        return CheckReport(MODEL, GPU, (plan,), VERSIONS)
+        plan = Plan(
+            setup=setup,
+            estimate=found,
+            memory=judged.memory,
+            parameters=groups,
+            verdict=judged,
+            source="shipped",
+            versions=VERSIONS,
+        )
+        return CheckReport(model=MODEL, gpu=GPU, plans=(plan,), installed=VERSIONS)
 
     def advice(self, question: Question, wanted: Callable[[], bool] = lambda: True) -> Advice | None:
         report = self.report(question)
@@ -103,7 +147,15 @@ class Canned(Answers):
                 levers.append(_proposal((Step(name, price, "", changes),), plan.setup.with_(**changes), plan.estimate))
         asked = _proposal((), plan.setup, plan.estimate)
         fix = asked if asked.verdict.fit is Fit.FITS else next((p for p in levers if p.verdict.fit is Fit.FITS), None)
-        return Advice(asked, fix, (), tuple(levers), (), None, Device("Canned 48GB", 48 * GIB, 48 * GIB, (8, 9), ""))
+        return Advice(
+            asked=asked,
+            fix=fix,
+            let_go=(),
+            levers=tuple(levers),
+            unknown=(),
+            best=None,
+            device=Device("Canned 48GB", 48 * GIB, 48 * GIB, (8, 9), ""),
+        )
 
     def fit_map(self, question: Question) -> FitMap | None:
         report = self.report(question)
@@ -112,7 +164,15 @@ class Canned(Answers):
         setup = report.plans[0].setup
         lengths, batches = (512, 1024, 2048, 4096, 8192), (1, 2, 4, 8, 16, 32, 64)
         cells = tuple(tuple(_cell(setup, b, s) for b in batches) for s in lengths)
-        return FitMap(MODEL, setup, GPU, cells, dict.fromkeys(lengths, 3), dict.fromkeys(batches, 4096), "shipped")
+        return FitMap(
+            model=MODEL,
+            setup=setup,
+            gpu=GPU,
+            cells=cells,
+            largest_batch=dict.fromkeys(lengths, 3),
+            longest_seq=dict.fromkeys(batches, 4096),
+            source="shipped",
+        )
 
 
 def _cell(setup: TrainingSetup, batch_size: int, seq_len: int) -> Cell:
@@ -124,7 +184,13 @@ def _cell(setup: TrainingSetup, batch_size: int, seq_len: int) -> Cell:
 
 def _proposal(steps: tuple[Step, ...], setup: TrainingSetup, before: MemoryEstimate) -> Proposal:
     found = estimate(setup)
-    return Proposal(steps, setup, found, verdict(found), before.peak_allocated_bytes - found.peak_allocated_bytes)
+    return Proposal(
+        steps=steps,
+        setup=setup,
+        estimate=found,
+        verdict=verdict(found),
+        saved_bytes=before.peak_allocated_bytes - found.peak_allocated_bytes,
+    )
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

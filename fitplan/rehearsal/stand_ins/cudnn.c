@@ -4,7 +4,7 @@
  * needs beside its engine, PyTorch's copy of cudnn-frontend works out on the host (the accumulators of the backward
  * pass in ``node/scaled_dot_product_flash_attention.h``), and that code runs as it is. The engine itself keeps the
  * gradients of keys and values for every query head before it sums them over the groups (measured on an H100 with
- * cuDNN 9.19: 64 MiB for 32 query and 8 key heads of 4096 x 128 in bfloat16). Its workspace for a convolution is not
+ * cuDNN 9.19: 64 MiB for 32 query and 8 key heads of 4096 x 128 in bfloat16), and has 256 bytes for itself. Its workspace for a convolution is not
  * known here, and none is taken.
  *
  * Names and numbers: cuDNN documentation, "cudnn_graph library"; ``cudnn_graph.h``.
@@ -160,10 +160,17 @@ static int64_t bytes_before_the_sum(Descriptor *operation) {
   return all[0] * all[1] * all[2] * all[3] * element_bytes(to);
 }
 
+/* The backward pass of attention has five products, the forward pass two. */
+enum { PRODUCT = 19, PRODUCTS_OF_BACKWARD = 5, OWN_BYTES_OF_BACKWARD = 256 };
+
 int cudnnBackendFinalize(Descriptor *descriptor) {
   Descriptor *operation;
-  for (int64_t place = 0; (operation = descriptor_in(descriptor, GRAPH_OPERATIONS, place)); place++)
+  int products = 0;
+  for (int64_t place = 0; (operation = descriptor_in(descriptor, GRAPH_OPERATIONS, place)); place++) {
     descriptor->workspace_bytes += bytes_before_the_sum(operation);
+    products += operation->kind == PRODUCT;
+  }
+  if (products >= PRODUCTS_OF_BACKWARD) descriptor->workspace_bytes += OWN_BYTES_OF_BACKWARD;
   return SUCCESS;
 }
 

@@ -1,4 +1,4 @@
-"""Begins when PyTorch is imported: true values, a watch over the memory, and hollow checkpoints where they are asked for.
+"""Begins when PyTorch is imported: true values, a watch over the memory, hollow checkpoints where they are asked for.
 
 What is asked for stands in ``plan.json`` in the rehearsal's folder.
 """

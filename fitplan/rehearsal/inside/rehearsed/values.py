@@ -74,18 +74,18 @@ def keep_true():
 
 
 def _is_handed_down(op):
-    """Made of others, which have to come here: what PyTorch composes, and what packages write as operators of their own."""
+    """Made of others, which have to come here: what PyTorch composes, and what other packages add."""
     found = _handed_down.get(id(op))
     if found is None:
-        found = _handed_down[id(op)] = op.namespace not in ("aten", "prims") or op in _COMPOSITES
+        found = _handed_down[id(op)] = op.namespace not in _BUILT_IN or op in _COMPOSITES
     return found
 
 
 _handed_down = {}
 _VIEWS = (
-    "detach alias view _unsafe_view _reshape_alias t transpose.int permute expand unsqueeze squeeze squeeze.dim "
-    "select.int slice.Tensor split.Tensor unbind.int as_strided record_stream"
-).split()
+    "detach", "alias", "view", "_unsafe_view", "_reshape_alias", "t", "transpose.int", "permute", "expand", "unsqueeze",
+    "squeeze", "squeeze.dim", "select.int", "slice.Tensor", "split.Tensor", "unbind.int", "as_strided", "record_stream",
+)  # fmt: skip
 """They allocate nothing and compute nothing; and a parameter is made from a tensor that Python has not seen yet
 (``_make_subclass`` in pytorch ``torch/csrc/autograd/python_variable.cpp``)."""
 
@@ -178,8 +178,9 @@ def _see(op, args, kwargs, outputs):
     wanted = [t for t in outputs if isinstance(t, torch.Tensor) and type(t) in _PLAIN and t.is_cuda]
     ints = [t for t in wanted if t.dtype in _INTEGERS]
     floats = [t for t in wanted if t.dtype not in _INTEGERS]
-    if ints or any(t.nbytes <= MOST_FLOAT_BYTES for t in floats):
-        if all(_is_known(t) for t in inputs) and _compute(op, args, kwargs, outputs):
+    small = all(t.nbytes <= MOST_BYTES for t in ints) and all(t.nbytes <= MOST_FLOAT_BYTES for t in floats)
+    if ints or small:
+        if small and op not in _LEAVES and all(_is_known(t) for t in inputs) and _compute(op, args, kwargs, outputs):
             for tensor in wanted:
                 _mark(tensor, True)
             return
@@ -257,9 +258,9 @@ def _compute(op, args, kwargs, outputs):
         return True
     results = (computed,) if isinstance(computed, torch.Tensor) else computed
     for mine, true in zip(outputs, results):
-        if isinstance(mine, torch.Tensor) and isinstance(true, torch.Tensor) and mine.shape == true.shape:
-            if mine.numel():
-                here(mine).copy_(true)
+        both = isinstance(mine, torch.Tensor) and isinstance(true, torch.Tensor)
+        if both and mine.shape == true.shape and mine.numel():
+            here(mine).copy_(true)
     return True
 
 
@@ -335,11 +336,10 @@ def _repeat_interleave(op, args, kwargs):
     if not repeats.is_cuda or not _is_known(repeats):
         return NotImplemented
     found = torch.repeat_interleave(here(repeats))
-    with _answer(len(found)):
-        output = op(*args, **kwargs)
-    if output.shape == found.shape and output.numel():
+    output = torch.empty(found.shape, dtype=repeats.dtype, device=repeats.device)
+    if output.numel():
         here(output).copy_(found)
-        _mark(output, True)
+    _mark(output, True)
     return output
 
 
@@ -456,6 +456,9 @@ _COMPOSITES = frozenset(
     if hasattr(aten, name)
 )
 """Made of others on the device too, some of which have a rule."""
+
+_BUILT_IN = frozenset({"aten", "prims", "prim", "quantized", "c10d", "_c10d_functional", "inductor"})
+"""Operators of other packages are made of these."""
 
 _RULES_BY_OPERATOR = {
     aten.nonzero.default: _nonzero,

@@ -23,6 +23,11 @@ from rehearsed import start, values
 MOST_EVENTS = 4_000_000
 LARGEST = 12
 """How many groups of allocations an account names."""
+LIBRARIES = (
+    "torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl", "deepspeed", "axolotl", "llamafactory",
+    "unsloth", "torchtune", "liger_kernel",
+)  # fmt: skip
+"""Whose versions are told."""
 TIMELINE = 600
 """Points of the timeline."""
 MOST_SCANS = 4
@@ -421,9 +426,7 @@ def most_of_device(device):
 
 def versions():
     """Of the libraries that ran."""
-    names = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl", "deepspeed", "axolotl", "llamafactory",
-             "unsloth", "torchtune", "liger_kernel")  # fmt: skip
-    loaded = ((name, sys.modules[name]) for name in names if name in sys.modules)
+    loaded = ((name, sys.modules[name]) for name in LIBRARIES if name in sys.modules)
     return {name: str(getattr(module, "__version__", "")) for name, module in loaded}
 
 

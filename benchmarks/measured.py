@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Summarises this project's own runs on GPUs, kept in ``profiles/measured/``, for ``docs/accuracy.md``.
+
+Each record holds what was predicted before the run and what the run measured. Reading them needs no GPU and no torch.
+With ``--trace`` the jobs are traced again by the libraries installed here, which takes some minutes.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED = ROOT / "profiles" / "measured"
+AGAIN = ROOT / "benchmarks" / "groundtruth" / "traced_again.json"
+WORDS = ROOT / "benchmarks" / "groundtruth" / "page.toml"
+PAGE = ROOT / "docs" / "accuracy.md"
+BEGIN, END = "<!-- measured here: begin -->", "<!-- measured here: end -->"
+MIB = 2**20
+
+QUANTITIES = {
+    "peak_requested_bytes": "requested",
+    "peak_allocated_bytes": "allocated",
+    "peak_reserved_bytes": "reserved",
+    "device_bytes": "device memory",
+}
+SHOWN = {"peak_requested_bytes": 0.01, "peak_reserved_bytes": 1.0}
+"""Percent: jobs that are further off are listed."""
+USUAL = {
+    "batch_size": 1, "gradient_accumulation_steps": 1, "lora_r": 16, "quant": "nf4", "double_quant": True,
+    "kbit_prepare": True, "gradient_checkpointing": True, "optim": "adamw_torch_fused", "padding": "none",
+    "use_liger_kernel": False, "expandable_segments": False,
+}  # fmt: skip
+"""Settings that are not named where a job has them; ``attn`` is named where it is eager."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that was run.
+
+    Attributes:
+        name: model, method and what is unusual.
+        gpu: where it ran.
+        predicted: bytes by quantity, before the run.
+        measured: bytes by quantity.
+        again: bytes by quantity, traced again; empty where that was not done.
+
+    """
+
+    name: str
+    gpu: str
+    predicted: dict[str, int]
+    measured: dict[str, int]
+    again: dict[str, int]
+
+    def error(self, quantity: str, *, again: bool = False) -> float:
+        """Percent."""
+        predicted = (self.again if again else self.predicted)[quantity]
+        return 100 * (predicted - self.measured[quantity]) / self.measured[quantity]
+
+
+def records() -> Iterable[dict[str, Any]]:
+    """The documents, model by model."""
+    for path in sorted(MEASURED.glob("*.jsonl")):
+        yield from map(json.loads, path.read_text().splitlines())
+
+
+def name_of(document: dict[str, Any]) -> str:
+    """``"qwen3-4b lora 1 x 1024, lora_r 8"``."""
+    setup = document["setup"]
+    unusual = [f"{key} {setup[key]}" for key, usual in USUAL.items() if setup[key] not in (usual, None)]
+    unusual = [words for words in unusual if not words.startswith("batch_size")]
+    if setup["attn"] == "eager":
+        unusual.append("eager")
+    shape = f"{setup['batch_size']} x {setup['seq_len']}"
+    return ", ".join([f"{document['model']['name']} {setup['method']} {shape}", *unusual])
+
+
+@cache
+def contexts() -> dict[str, int]:
+    """Bytes of the CUDA context by GPU, as calibrated there."""
+    return {one["gpu"]: one["context_bytes"] for one in json.loads((MEASURED / "calibrations.json").read_text())}
+
+
+def jobs() -> list[Job]:
+    """Every record; device memory is predicted with the context that was measured on the same GPU."""
+    again = json.loads(AGAIN.read_text())["jobs"] if AGAIN.exists() else {}
+    found = []
+    for document in records():
+        name, gpu = name_of(document), document["measurement"]["device"].removeprefix("NVIDIA ")
+        predicted = {one["name"]: one["predicted"] for one in document["quantities"]}
+        measured = {one["name"]: one["measured"] for one in document["quantities"]}
+        traced = dict(again.get(name, {}))
+        for sizes in filter(None, (predicted, traced)):
+            sizes["device_bytes"] = sizes["peak_reserved_bytes"] + contexts()[gpu]
+        found.append(Job(name, gpu, predicted, measured, traced))
+    return found
+
+
+def trace_again() -> None:
+    """Trace every job with the libraries installed here, and write what is predicted now."""
+    from fitplan.errors import FitplanError
+    from fitplan.models.resolve import resolve_model
+    from fitplan.setup import TrainingSetup
+    from fitplan.tracer import installed_versions, trace_job
+    from fitplan.validation.comparison import predicted_phases
+
+    found: dict[str, dict[str, int]] = {}
+    for document in records():
+        setup = TrainingSetup.from_dict(document["setup"])
+        try:
+            run = trace_job(resolve_model(document["model"]["name"]), setup, (9, 0), lambda _: None)
+        except FitplanError as error:  # as where this transformers has no such attention for a model
+            print(f"{name_of(document)}: {error}", file=sys.stderr)
+            continue
+        phases = predicted_phases(run.trace, expandable=setup.expandable_segments)
+        found[name_of(document)] = {
+            f"peak_{name}": max(getattr(phase, name) or 0 for phase in phases)
+            for name in ("requested_bytes", "allocated_bytes", "reserved_bytes")
+        }
+        print(name_of(document), file=sys.stderr)
+    AGAIN.write_text(json.dumps({"versions": installed_versions(), "jobs": found}, indent=1) + "\n")
+
+
+# --- the section of the page ------------------------------------------------------------------------------------------
+
+
+def _summary(found: list[Job], quantity: str, *, again: bool) -> tuple[str, ...]:
+    errors = sorted(abs(job.error(quantity, again=again)) for job in found)
+    nearest = [errors[max(0, -(-percent * len(errors) // 100) - 1)] for percent in (90, 95)]
+    numbers = (statistics.median(errors), *nearest, errors[-1])
+    return (QUANTITIES[quantity], str(len(errors)), *(f"{number:.3f}" for number in numbers))
+
+
+def _table(rows: list[tuple[str, ...]], left: int) -> str:
+    ruler = tuple("---" if place < left else "---:" for place in range(len(rows[0])))
+    return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], ruler, *rows[1:]))
+
+
+def _errors(found: list[Job], *, again: bool) -> str:
+    head = ("peak", "jobs", "median, %", "90 %", "95 %", "worst, %")
+    return _table([head, *(_summary(found, quantity, again=again) for quantity in QUANTITIES)], 1)
+
+
+def _misses(found: list[Job]) -> str:
+    rows: list[tuple[str, ...]] = [("job", "GPU", "requested, %", "reserved, %", "requested again, %", "again, %")]
+    for job in found:
+        if not _is_off(job, again=False) and not (job.again and _is_off(job, again=True)):
+            continue
+        before = [f"{job.error(quantity):+.3f}" for quantity in SHOWN]
+        after = [f"{job.error(quantity, again=True):+.3f}" if job.again else "" for quantity in SHOWN]
+        rows.append((job.name, job.gpu, *before, *after))
+    return _table(rows, 2)
+
+
+def _is_off(job: Job, *, again: bool) -> bool:
+    return any(abs(job.error(quantity, again=again)) > shown for quantity, shown in SHOWN.items())
+
+
+def _limits() -> str:
+    head = ("job", "what grows", "predicted", "measured")
+    found = json.loads((MEASURED / "limits.json").read_text())
+    rows = [(_limit_name(one), one["axis"], str(one["predicted"]), str(one["measured"])) for one in found]
+    return _table([head, *rows], 2)
+
+
+def _limit_name(document: dict[str, Any]) -> str:
+    return name_of({**document, "model": {"name": document["model"]}})
+
+
+def section() -> str:
+    """The section in Markdown."""
+    words = tomllib.loads(WORDS.read_text())["measured"]
+    found = jobs()
+    traced = [job for job in found if job.again]
+    parts = [BEGIN, words["introduction"].strip(), _errors(found, again=False)]
+    if traced:
+        versions = json.loads(AGAIN.read_text())["versions"]
+        named = ", ".join(f"{library} {number}" for library, number in versions.items())
+        parts += [words["again"].strip().format(versions=named), _errors(traced, again=True)]
+    parts += [words["misses"].strip(), _misses(found), words["limits"].strip(), _limits(), END]
+    return "\n\n".join(parts)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the section; the exit code."""
+    parser = argparse.ArgumentParser(prog="measured.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--trace", action="store_true", help="trace the jobs again first")
+    parser.add_argument("--write", action="store_true", help=f"put the section into {PAGE.relative_to(ROOT)}")
+    chosen = parser.parse_args(arguments)
+    if chosen.trace:
+        trace_again()
+    text = section()
+    if not chosen.write:
+        print(text)
+        return 0
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{text}{after}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
