@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -80,6 +81,18 @@ def _count_in(command: Sequence[str]) -> int:
         number = found and (found[1] or (command[place + 1] if place + 1 < len(command) else ""))
         if number and number.isdigit():
             return int(number)
+    return _count_in_configuration(command)
+
+
+def _count_in_configuration(command: Sequence[str]) -> int:
+    """The processes that a configuration file of ``accelerate launch`` names."""
+    for word, following in zip(command, (*command[1:], ""), strict=True):
+        option, _, joined = word.partition("=")
+        if option in {"--config_file", "--config-file"}:
+            with suppress(OSError):
+                text = Path(joined or following).read_text(encoding="utf-8", errors="replace")
+                found = re.search(r"^num_processes:\s*(\d+)", text, re.MULTILINE)
+                return int(found[1]) if found else 1
     return 1
 
 
@@ -105,7 +118,7 @@ def rehearse(asked: Asked, *, watch: Watch = lambda _: None, output: Any = None)
             "TMPDIR": str(folder / "tmp"),
         }
         try:
-            with _running(asked, variables, output or sys.stderr) as program:
+            with _terminated_as_interrupted(), _running(asked, variables, output or sys.stderr) as program:
                 _follow(program, folder, asked.timeout, watch)
         finally:
             _end_what_is_left(name)
@@ -157,6 +170,23 @@ def _python_of(command: Sequence[str]) -> str:
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Whoever is asked to end (SIGTERM: ``timeout``, a scheduler) leaves no more behind than after Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @dataclass
 class _Program:
     process: "subprocess.Popen[bytes]"
@@ -184,9 +214,7 @@ def _running(asked: Asked, variables: Mapping[str, str], output: Any) -> Iterato
         reader.join(GRACE_SECONDS)
 
 
-def _reading(program: _Program, output: Any) -> Any:
-    import threading
-
+def _reading(program: _Program, output: Any) -> threading.Thread:
     def read() -> None:
         assert program.process.stdout is not None
         for line in program.process.stdout:

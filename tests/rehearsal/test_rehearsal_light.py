@@ -1,5 +1,8 @@
 """What of rehearsal needs no CUDA build of PyTorch."""
 
+import importlib
+import json
+import signal
 import sys
 from pathlib import Path
 
@@ -9,8 +12,9 @@ from fitplan.devices.device import find_device, known_devices
 from fitplan.errors import InputError, RehearsalImpossible
 from fitplan.rehearsal import build
 from fitplan.rehearsal.gpu import LIMITS, environment_of
+from fitplan.rehearsal.launch import INSIDE
 from fitplan.rehearsal.report import Group, Peak, Rank, RehearsalReport
-from fitplan.rehearsal.run import Asked
+from fitplan.rehearsal.run import Asked, _terminated_as_interrupted
 from fitplan.verdict import Fit
 
 
@@ -66,6 +70,40 @@ def test_every_gpu_can_be_played() -> None:
 )
 def test_as_many_gpus_as_the_command_names(command: tuple[str, ...], count: int) -> None:
     assert Asked(command=command, device=find_device("a100")).gpus == count
+
+
+@pytest.mark.parametrize("option", [("--config_file", "{}"), ("--config_file={}",)])
+def test_as_many_gpus_as_the_configuration_of_accelerate_names(option: tuple[str, ...], tmp_path: Path) -> None:
+    file = tmp_path / "fsdp2.yaml"
+    file.write_text("distributed_type: FSDP\nnum_machines: 1\nnum_processes: 4\n")
+    command = ("accelerate", "launch", *(word.format(file) for word in option), "train.py")
+    assert Asked(command=command, device=find_device("a100")).gpus == 4
+
+
+def test_who_is_terminated_leaves_as_after_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), _terminated_as_interrupted():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_large_hollow_checkpoints_come_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is found by transformers, and every tensor in one of them."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(INSIDE)
+    hollow = importlib.import_module("rehearsed.hollow")
+    monkeypatch.setattr(hollow, "SHARD_BYTES", 1 << 20)
+    config = transformers.LlamaConfig(
+        vocab_size=1000, hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4
+    )
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    hollow.write_weights(str(tmp_path))
+    places = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(places.values())) > 2
+    model, told = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not told["missing_keys"]
+    assert not any(parameter.any() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(

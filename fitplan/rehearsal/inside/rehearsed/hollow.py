@@ -1,16 +1,20 @@
 """Hollow checkpoints: a model that is not on this machine is found, with the right tensors and no content.
 
-The config is one that ships with fitplan, or that is in the Hugging Face cache. The weights are a sparse file: it takes
-no room on the disk, and its pages are never read into memory. The tokenizer is a stand-in that has the model's
+The config is one that ships with fitplan, or that is in the Hugging Face cache. The weights are sparse files: they take
+no room on the disk, and their pages are never read into memory. The tokenizer is a stand-in that has the model's
 vocabulary and makes a token of every four characters.
 """
 
 import json
 import os
 import struct
+import sys
+from contextlib import contextmanager
 
 CHARACTERS_A_TOKEN = 4
 """About what byte-pair vocabularies make of English text."""
+SHARD_BYTES = 5 << 30
+"""A file is mapped whole, and Linux refuses one mapping that is larger than the machine's memory."""
 
 _made = {}
 
@@ -72,7 +76,7 @@ def _is_cached(lookup, repo):
 
 def _make(repo, config_file):
     folder = os.path.join(os.environ["FITPLAN_REHEARSAL_FOLDER"], "models", str(os.getpid()), repo.replace("/", "--"))
-    os.makedirs(folder)
+    os.makedirs(folder, exist_ok=True)
     with open(config_file, encoding="utf-8") as file:
         settings = json.load(file)
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
@@ -83,7 +87,7 @@ def _make(repo, config_file):
 
 
 def write_weights(folder):
-    """A safetensors file of the tensors that the model has, without their content."""
+    """Safetensors files of the tensors that the model has, without their content."""
     import torch
     import transformers
 
@@ -91,28 +95,55 @@ def write_weights(folder):
     dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.bfloat16
     named = [getattr(transformers, name, None) for name in config.architectures or ()]
     kind = next((one for one in named if one is not None), None)
-    with torch.device("meta"):
+    with torch.device("meta"), _undivided():
         model = kind._from_config(config) if kind else transformers.AutoModelForCausalLM.from_config(config)
     tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
     if not getattr(config, "tie_word_embeddings", False):
         tied = set()
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    shards, sizes = [{}], [0]
     for name, tensor in model.state_dict().items():
         if name in tied:
             continue
         kept = dtype if tensor.is_floating_point() else tensor.dtype
         size = tensor.numel() * kept.itemsize
-        header[name] = {
-            "dtype": _NAMES[str(kept)],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    text = json.dumps(header).encode()
+        if shards[-1] and sizes[-1] + size > SHARD_BYTES:
+            shards.append({})
+            sizes.append(0)
+        offsets = [sizes[-1], sizes[-1] + size]
+        shards[-1][name] = {"dtype": _NAMES[str(kept)], "shape": list(tensor.shape), "data_offsets": offsets}
+        sizes[-1] += size
+    if len(shards) == 1:
+        _write_shard(os.path.join(folder, "model.safetensors"), shards[0], sizes[0])
+        return
+    places = {}
+    for number, (shard, size) in enumerate(zip(shards, sizes)):
+        file = "model-%05d-of-%05d.safetensors" % (number + 1, len(shards))
+        _write_shard(os.path.join(folder, file), shard, size)
+        places.update(dict.fromkeys(shard, file))
+    with open(os.path.join(folder, "model.safetensors.index.json"), "w", encoding="utf-8") as file:
+        json.dump({"metadata": {"total_size": sum(sizes)}, "weight_map": places}, file)
+
+
+@contextmanager
+def _undivided():
+    """Where ZeRO-3 is configured, transformers divides every model that it builds; this one is only looked at."""
+    module = sys.modules.get("transformers.integrations.deepspeed")
+    config = getattr(module, "_hf_deepspeed_config_weak_ref", None)
+    if config is not None:
+        module._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        if config is not None:
+            module._hf_deepspeed_config_weak_ref = config
+
+
+def _write_shard(path, tensors, size):
+    text = json.dumps({"__metadata__": {"format": "pt"}, **tensors}).encode()
     text += b" " * (-len(text) % 8)
-    with open(os.path.join(folder, "model.safetensors"), "wb") as file:
+    with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + offset)
+        file.truncate(8 + len(text) + size)
 
 
 _NAMES = {

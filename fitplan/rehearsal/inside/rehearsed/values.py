@@ -30,6 +30,9 @@ MOST_BYTES = 64 << 20
 MOST_FLOAT_BYTES = 64 << 10
 COPIED_BYTES = 1 << 20
 """Up to here the stand-ins copy (``stand_ins/cudart.c``)."""
+HOST_BYTES = 4 << 20
+"""Floating-point tensors on the host that are larger are weights: drawn, cleared or copied they would only fill the
+memory of this machine, and pages that nobody writes cost nothing."""
 SOME_TOKEN = 3
 """What is drawn from logits; in no well-known vocabulary is it the end of a text."""
 
@@ -55,7 +58,7 @@ def keep_true():
     own, exclude = torch._C.DispatchKeySet(key), torch._C._ExcludeDispatchKeyGuard
 
     def fallback(keys, op, *args, **kwargs):
-        if op in _COMPOSITES or op.namespace not in _BUILT_IN:
+        if _is_handed_down(op):
             return op.redispatch(keys & below, *args, **kwargs)
         with exclude(own):
             return _run(op, args, kwargs)
@@ -70,6 +73,15 @@ def keep_true():
     _in_new_threads(key)
 
 
+def _is_handed_down(op):
+    """Made of others, which have to come here: what PyTorch composes, and what other packages add."""
+    found = _handed_down.get(id(op))
+    if found is None:
+        found = _handed_down[id(op)] = op.namespace not in _BUILT_IN or op in _COMPOSITES
+    return found
+
+
+_handed_down = {}
 _VIEWS = (
     "detach", "alias", "view", "_unsafe_view", "_reshape_alias", "t", "transpose.int", "permute", "expand", "unsqueeze",
     "squeeze", "squeeze.dim", "select.int", "slice.Tensor", "split.Tensor", "unbind.int", "as_strided", "record_stream",
@@ -141,7 +153,7 @@ def _in_new_threads(key):
 
 
 def _run(op, args, kwargs):
-    rule = _RULES.get(op)
+    rule = _RULES.get(id(op))
     if rule is not None:
         found = rule(op, args, kwargs)
         if found is not NotImplemented:
@@ -375,9 +387,24 @@ def _drawn(op, args, kwargs):
     return output
 
 
+def _is_weight_on_host(tensor):
+    return tensor.is_cpu and tensor.is_floating_point() and type(tensor) in _PLAIN and tensor.nbytes > HOST_BYTES
+
+
+def _left_out(op, args, kwargs):
+    """Weights that are drawn or cleared on the host."""
+    return args[0] if _is_weight_on_host(args[0]) else NotImplemented
+
+
+def _clone(op, args, kwargs):
+    return torch.empty_like(args[0], **kwargs) if _is_weight_on_host(args[0]) else NotImplemented
+
+
 def _copy(op, args, kwargs):
     """Between host and device the stand-ins copy what is small; integers are copied whole."""
     to, source = args[0], args[1]
+    if source.is_cpu and _is_weight_on_host(to):
+        return to
     if to.is_cuda == source.is_cuda:
         return NotImplemented
     output = op(*args, **kwargs)
@@ -387,6 +414,13 @@ def _copy(op, args, kwargs):
 
 def _to_copy(op, args, kwargs):
     source = args[0]
+    if (
+        _is_weight_on_host(source)
+        and not kwargs.get("pin_memory")
+        and (kwargs.get("device") or source.device) == source.device
+    ):
+        kept = {name: kwargs[name] for name in ("dtype", "memory_format") if kwargs.get(name) is not None}
+        return torch.empty_like(source, **kept)
     output = op(*args, **kwargs)
     if isinstance(output, torch.Tensor) and output.is_cuda != source.is_cuda and not output.is_meta:
         _brought(output, source)
@@ -421,12 +455,12 @@ _COMPOSITES = frozenset(
     )
     if hasattr(aten, name)
 )
-"""Made of others on the device too, some of which have a rule: they are handed down, so that those come here."""
+"""Made of others on the device too, some of which have a rule."""
 
 _BUILT_IN = frozenset({"aten", "prims", "prim", "quantized", "c10d", "_c10d_functional", "inductor"})
 """Operators of other packages are made of these."""
 
-_RULES = {
+_RULES_BY_OPERATOR = {
     aten.nonzero.default: _nonzero,
     aten.index.Tensor: _masked,
     aten.index_put.default: _masked,
@@ -439,5 +473,12 @@ _RULES = {
     aten.multinomial.default: _drawn,
     aten.argmax.default: _drawn,
     aten.copy_.default: _copy,
+    aten.clone.default: _clone,
+    aten.normal_.default: _left_out,
+    aten.uniform_.default: _left_out,
+    aten.fill_.Scalar: _left_out,
+    aten.zero_.default: _left_out,
     aten._to_copy.default: _to_copy,
 }
+_RULES = {id(op): rule for op, rule in _RULES_BY_OPERATOR.items()}
+"""An operator's own hash is computed in Python, for every call."""

@@ -30,6 +30,9 @@ LIBRARIES = (
 """Whose versions are told."""
 TIMELINE = 600
 """Points of the timeline."""
+MOST_SCANS = 4
+"""All modules are looked through when an optimizer steps first: some packages try one out before the training, and some
+programs have one optimizer a parameter."""
 LINGER_SECONDS = 20
 """After the account is written the program may take so long to end by itself."""
 
@@ -148,7 +151,7 @@ class Watch:
     def names_of(self, optimizer, states):
         """Category by address, of what is live at a step."""
         found = {}
-        if not states and len(self.labels) < 2:
+        if not states and id(optimizer) not in self.steps and len(self.steps) < MOST_SCANS:
             found.update(self.names_of_weights())
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -444,6 +447,8 @@ def count_engine_steps(deepspeed):
     def counted(self, *args, **kwargs):
         _watch.engine_steps = _watch.engine_steps or 0
         before = self.global_steps
+        if self.is_gradient_accumulation_boundary():
+            _watch.mark("optimizer")
         result = step(self, *args, **kwargs)
         if self.global_steps > before:
             _watch.engine_steps += 1
