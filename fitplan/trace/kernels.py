@@ -268,17 +268,19 @@ def _cudnn_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _flash_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
     gradient, query, key, _, output = args[:5]
-    scratch = _by_rows(gradient, output) + flash_backward_scratch(query, key)
+    scratch = _by_rows(gradient, output)
     gradients = func(*args, **kwargs)
+    scratch += flash_backward_scratch(query, key)
     del scratch
     return gradients
 
 
 def _efficient_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
-    scratch = _by_rows(args[0]) + efficient_backward_scratch(args[1])
-    output = func(*args, **kwargs)
+    scratch = _by_rows(args[0])
+    gradients = func(*args, **kwargs)
+    scratch += efficient_backward_scratch(args[1])
     del scratch
-    return output
+    return gradients
 
 
 def _embedding_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
@@ -310,6 +312,25 @@ def embedding_backward_scratch(
 
 
 # --- bitsandbytes -----------------------------------------------------------------------------------------------------
+
+
+def _quantise_4bit(gpu: Gpu | None, func: Any, args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scales come first, then the packed weight: the meta kernel has them the other way round.
+
+    Source: bitsandbytes ``backends/cuda/ops.py``, ``quantize_4bit``.
+    """
+    weight, blocksize, storage = args[0], args[1], args[3]
+    scales = weight.new_empty((-(-weight.numel() // blocksize),), dtype=torch.float32)
+    packed = weight.new_empty(((weight.numel() + 1) // (2 * storage.itemsize), 1), dtype=storage)
+    return packed, scales
+
+
+def _quantise_blockwise(gpu: Gpu | None, func: Any, args: Any, kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`_quantise_4bit`, for ``quantize_blockwise``."""
+    values, _, blocksize = args
+    scales = values.new_empty((-(-values.numel() // blocksize),), dtype=torch.float32)
+    return values.new_empty(values.shape, dtype=torch.uint8), scales
+
 
 _FUSED_UP_TO = 4
 
@@ -344,8 +365,11 @@ def _product_in_4_bit(
     if absmax_8bit is not None:
         scales.append(torch.empty_like(absmax_8bit, dtype=torch.float32))
         scales.append(scales[0] + absmax_offset)
-    product = torch.nn.functional.linear(inputs, inputs.new_empty(shape), bias)
-    del scales
+    dequantised = inputs.new_empty(shape)
+    product = torch.nn.functional.linear(inputs, dequantised, bias)
+    while scales:
+        scales.pop()  # before the weight, and the last of them first
+    del dequantised
     return product
 
 
@@ -420,6 +444,9 @@ def cuda_kernels() -> dict[Any, Kernel]:
     }
     if hasattr(aten, "_scaled_dot_product_cudnn_attention_backward"):
         table[aten._scaled_dot_product_cudnn_attention_backward.default] = _cudnn_backward
+    for name, kernel in (("quantize_4bit", _quantise_4bit), ("quantize_blockwise", _quantise_blockwise)):
+        if hasattr(torch.ops.bitsandbytes, name):
+            table[getattr(torch.ops.bitsandbytes, name).default] = kernel
     if hasattr(torch.ops.bitsandbytes, "gemm_4bit"):
         table[torch.ops.bitsandbytes.gemm_4bit.default] = _gemm_4bit
     return table

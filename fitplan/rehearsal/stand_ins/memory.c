@@ -153,19 +153,31 @@ Kind fitplan_kind(const void *address, int *device) {
   return kind;
 }
 
-void *fitplan_map(size_t bytes, Kind kind, int device) {
-  size_t whole = bytes + GRANULE;
-  char *mapped =
-      mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+/* Addresses rise, as on a GPU: of free blocks of one size PyTorch's allocator takes the one at the lowest address
+ * (c10/cuda/CUDACachingAllocator.cpp, BlockComparatorSize), and Linux hands out falling ones. From here on nothing is
+ * mapped by anybody else; what is taken nevertheless is passed over. */
+static uintptr_t next_address = 0x600000000000;
+static const uintptr_t last_address = 0x6f0000000000;
+
+static void *map_at(char *address, size_t bytes) {
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+  void *mapped = mmap(address, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (mapped == MAP_FAILED) return NULL;
-  char *aligned = (char *)(((uintptr_t)mapped + GRANULE - 1) & ~(uintptr_t)(GRANULE - 1));
-  if (aligned > mapped) munmap(mapped, aligned - mapped);
-  if (mapped + whole > aligned + bytes) {
-    char *rest = (char *)(((uintptr_t)aligned + bytes + 4095) & ~(uintptr_t)4095);
-    if (mapped + whole > rest) munmap(rest, mapped + whole - rest);
+  if (mapped == address) return mapped;
+  munmap(mapped, bytes); /* a kernel that does not know the flag takes it for a wish */
+  return NULL;
+}
+
+void *fitplan_map(size_t bytes, Kind kind, int device) {
+  size_t whole = (bytes + GRANULE - 1) & ~(GRANULE - 1);
+  void *mapped = NULL;
+  while (!mapped) {
+    uintptr_t address = __sync_fetch_and_add(&next_address, whole);
+    if (address + whole > last_address) return NULL;
+    mapped = map_at((char *)address, bytes);
   }
-  fitplan_enter_range(aligned, bytes, kind, device);
-  return aligned;
+  fitplan_enter_range(mapped, bytes, kind, device);
+  return mapped;
 }
 
 size_t fitplan_unmap(void *address) {
