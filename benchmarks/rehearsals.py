@@ -109,7 +109,7 @@ ROWS = (
         ranks("fsdp1.py", "lora", "4"), 20.452, FMS),
     row("axolotl", "axolotl, Llama-3.1-8B QLoRA r=32, 1 x 2048, 8-bit Adam", "axolotl", "a100",
         ("python", "-m", "axolotl.cli.train", str(PROGRAMS / "axolotl.yaml")), 9.266, TRACED),
-    row("torchtune", "torchtune 0.6.1 modules, Llama-3.2-3B full, 2 x 4096 packed, compiled, chunked loss, checkpointing",
+    row("torchtune", "torchtune 0.6.1, Llama-3.2-3B full, 2 x 4096 packed, compiled, chunked loss, checkpoints",
         "torchtune", "a100", program("torchtune_3b.py"), 24.9, "measured, torchtune's README, A100 80GB"),
     row("torchtune-in-backward", "the same, optimizer in backward", "torchtune", "a100",
         program("torchtune_3b.py", "in_backward"), 23.1, "measured, torchtune's README, A100 80GB"),
