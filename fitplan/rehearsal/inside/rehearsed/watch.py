@@ -91,10 +91,10 @@ class Watch:
         torch.autograd._engine_run_backward = run
 
     def see_first_forward(self):
-        """What comes before is loading."""
+        """What comes before is loading; some programs generate before they train."""
 
         def seen(module, args):
-            if module.training and torch.is_grad_enabled() and self.marks[-1][1] == "load":
+            if self.marks[-1][1] == "load" and any(parameter.is_cuda for parameter in module.parameters()):
                 hook.remove()
                 self.mark("forward")
 
