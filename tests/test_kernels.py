@@ -298,3 +298,25 @@ def test_tokens_are_spread_over_the_experts() -> None:
         found = values.value_of(run())
     assert found is not None
     assert found.tolist() == [[[0, 1], [2, 3], [0, 1]], [[2, 3], [0, 1], [2, 3]]]
+
+
+def test_attention_in_plain_steps_on_turing() -> None:
+    """In bfloat16 before Ampere: float32 scores, the mask added in place, one softmax, one byte an element beside."""
+    scores = 2 * 4 * 16 * 16
+
+    def run() -> Any:
+        with torch.no_grad():
+            query, key = _empty(2, 4, 16, 64, dtype=BF16), _empty(2, 4, 16, 64, dtype=BF16)
+            return torch.nn.functional.scaled_dot_product_attention(query, key, key, is_causal=True)
+
+    sizes = [size for _, size in _operators(run, TURING)]
+    assert sizes.count(scores * 4) == 2  # scores, weights
+    assert scores in sizes  # rows that are masked as a whole
+    assert scores * 2 in sizes  # the weights in bfloat16, which nobody takes
+
+
+def test_the_gradient_of_a_softmax_takes_a_product_first() -> None:
+    def run() -> Any:
+        return torch.ops.aten._softmax_backward_data(_empty(60, 65, dtype=F32), _empty(60, 65, dtype=F32), -1, F32)
+
+    assert [size for op, size in _operators(run) if "new_empty" in op] == [60 * 65 * 4]

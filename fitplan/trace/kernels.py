@@ -72,7 +72,7 @@ def scaled_dot_product_attention(
             return _flash(query, key, value, dropout_p, is_causal, scale)
         case "efficient":
             return _memory_efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
-    return _math(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return _math(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)[0]
 
 
 CUDNN_FIRST_SINCE = (2, 10)
@@ -153,11 +153,52 @@ def _memory_efficient(
 
 def _math(
     query: Any, key: Any, value: Any, mask: Any, dropout_p: float, is_causal: bool, scale: float | None, gqa: bool
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain steps, in float32; and its weights, which nobody takes.
+
+    Source: pytorch ``aten/src/ATen/native/transformers/attention.cpp``, ``_scaled_dot_product_attention_math``. The
+    mask is added in place; to meta tensors, as to all that look like a subclass, PyTorch's own steps add it beside.
+    """
+    factor = (scale if scale is not None else query.shape[-1] ** -0.5) ** 0.5
     mask = _float_mask(mask, query)
-    output: torch.Tensor = aten._scaled_dot_product_attention_math(
-        query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=gqa
-    )[0]
+    # whatever is made here is there until the end, so nothing takes the name of another
+    whole = (query, key, value, mask)
+    if query.dtype in (torch.float16, torch.bfloat16):  # ``allowFP16BF16ReductionMathSDP``
+        whole = (query.float(), key.float(), value.float(), None if mask is None else mask.float())
+    queries, keys, values_, added = whole
+    scaled = queries * factor
+    if is_causal:
+        lower = query.new_ones((query.shape[-2], key.shape[-2]), dtype=torch.bool).tril()
+        added = _float_mask(lower, queries)
+        del lower
+    repeats = query.shape[1] // key.shape[1] if gqa else 1
+    all_keys, all_values = (t.repeat_interleave(repeats, dim=1) if repeats > 1 else t for t in (keys, values_))
+    scores = scaled @ (all_keys.transpose(-2, -1) * factor)
+    if added is not None:
+        scores.add_(added)
+    weights = aten._safe_softmax(scores, -1)
+    del scores
+    if dropout_p:
+        weights = torch.nn.functional.dropout(weights, dropout_p)
+    told = weights.to(query.dtype)
+    output = (weights @ all_values).to(query.dtype)
+    del weights
+    return output, told
+
+
+def _softmax_backward(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> torch.Tensor:
+    """The product of gradient and result is made first (pytorch ``aten/src/ATen/native/cuda/SoftMax.cu``)."""
+    product = args[0].new_empty(args[0].shape)
+    gradient: torch.Tensor = func(*args, **kwargs)
+    del product
+    return gradient
+
+
+def _safe_softmax(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> torch.Tensor:
+    """Rows that are masked as a whole are looked for (pytorch ``aten/src/ATen/native/SoftMax.cpp``)."""
+    output: torch.Tensor = func(*args, **kwargs)
+    masked = output.new_empty(output.shape, dtype=torch.bool)
+    del masked
     return output
 
 
@@ -180,7 +221,10 @@ def _cpu_attention(
             query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
         )[0]
         return output
-    return _math(query, key, value, mask, dropout_p, is_causal, scale, gqa)
+    output, _ = aten._scaled_dot_product_attention_math(
+        query, key, value, _float_mask(mask, query), dropout_p, is_causal, scale=scale, enable_gqa=gqa
+    )
+    return output
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------------
@@ -441,6 +485,8 @@ def cuda_kernels() -> dict[Any, Kernel]:
         aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
         aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
         aten.embedding_dense_backward.default: _embedding_backward,
+        aten._safe_softmax.default: _safe_softmax,
+        aten._softmax_backward_data.default: _softmax_backward,
     }
     if hasattr(aten, "_scaled_dot_product_cudnn_attention_backward"):
         table[aten._scaled_dot_product_cudnn_attention_backward.default] = _cudnn_backward
