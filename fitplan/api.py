@@ -288,6 +288,9 @@ def rehearse(
     steps: int | None = None,
     timeout: float | None = None,
     online: bool | None = None,
+    world: int | None = None,
+    synthetic_rows: Sequence[int] | None = None,
+    synthetic_columns: Sequence[str] | None = None,
     watch: "Callable[[Mapping[str, Any]], None]" = lambda _: None,
     output: Any = None,
 ) -> "RehearsalReport":
@@ -301,6 +304,9 @@ def rehearse(
         steps: optimizer steps after which it is ended (3); 0 lets it run to its end.
         timeout: seconds after which it is ended.
         online: let it ask the Hugging Face hub.
+        world: ranks that there are, of which the command starts the first few: all ranks are taken to do the same.
+        synthetic_rows: tokens in rows of text that stand in for a data set that cannot be loaded.
+        synthetic_columns: their columns, by default ``text``.
         watch: is told where each process is.
         output: what the program prints is written there; stderr by default.
 
@@ -315,7 +321,9 @@ def rehearse(
 
     device = device_named(gpu if gpu is not None or vram is not None else DEFAULT_GPU, vram)
     assert device is not None
-    chosen = given({"count": ranks, "steps": steps, "timeout": timeout, "online": online})
+    chosen = given({"count": ranks, "steps": steps, "timeout": timeout, "online": online, "world": world})
+    for name, value in (("synthetic_rows", synthetic_rows), ("synthetic_columns", synthetic_columns)):
+        chosen |= {name: tuple(value)} if value else {}
     return run(Asked(command=tuple(command), device=device, **chosen), watch=watch, output=output)
 
 

@@ -16,6 +16,7 @@ examples:
   fitplan rehearse --gpu 4090 -- python train.py
   fitplan rehearse --gpu h100 --report run.html -- trl sft --config sft.yaml
   fitplan rehearse --gpu a100 -- torchrun --nproc-per-node 2 train.py     two ranks, each with a GPU of its own
+  fitplan rehearse --world 64 -- torchrun --nproc-per-node 2 train.py     ranks 0 and 1 of 64
   fitplan rehearse --vram 24GiB --steps 0 -- python train.py              to the program's own end
 
 The program runs as it is, on the real CUDA libraries; kernels do nothing, so losses are no losses. Models that are not
@@ -49,6 +50,13 @@ def rehearse(
     if found.failed:
         return EXIT_MISSED
     return EXIT_DOES_NOT_FIT if found.out_of_memory else EXIT_FITS
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"numbers of tokens with commas between are wanted, not {text!r}") from None
 
 
 def _words(command: list[str]) -> list[str]:
@@ -114,6 +122,24 @@ def add_rehearse(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--steps", type=int, metavar="N", help="optimizer steps after which it is ended (default 3); 0: its own end"
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="end it after this long (default 3600)")
+    parser.add_argument(
+        "--world",
+        type=int,
+        metavar="N",
+        help="ranks that there are, of which the command starts the first few; all are taken to do the same",
+    )
+    parser.add_argument(
+        "--synthetic-rows",
+        type=_lengths,
+        metavar="N[,M...]",
+        help="rows of so many tokens stand in for a data set that cannot be loaded",
+    )
+    parser.add_argument(
+        "--synthetic-columns",
+        type=lambda text: tuple(text.split(",")),
+        metavar="NAMES",
+        help="their columns (default text), such as prompt,chosen,rejected",
+    )
     parser.add_argument("--online", action="store_true", default=None, help="let the program ask the Hugging Face hub")
     parser.add_argument("--report", metavar="FILE", help="write a page with the timeline there (HTML)")
     parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document")

@@ -97,6 +97,7 @@ class RehearsalReport:
     Attributes:
         gpu: the GPU.
         count: how many of it the program was shown.
+        world: ranks that there are, of which these are the first; ``None`` where these are all.
         command: the program and its arguments.
         ranks: what each process took, by rank; none where no process used CUDA.
         out_of_memory: of the first process that ran out of memory: what was asked for, and what held the memory.
@@ -118,6 +119,7 @@ class RehearsalReport:
     assumed: Mapping[str, int]
     versions: Mapping[str, str]
     last_words: str = ""
+    world: int | None = None
 
     @property
     def fit(self) -> Fit:
@@ -141,6 +143,7 @@ class RehearsalReport:
         return {
             "schema": SCHEMA,
             "gpu": {**self.gpu.to_dict(), "count": self.count},
+            "world_size": self.world or self.count,
             "command": list(self.command),
             "verdict": None if self.failed else str(self.fit),
             "ranks": [asdict(rank) for rank in self.ranks],

@@ -45,6 +45,9 @@ class Asked:
         steps: optimizer steps after which the program is ended; 0 for none.
         timeout: seconds after which it is ended.
         online: whether it may ask the Hugging Face hub.
+        world: ranks that there are, of which the command starts the first few; ``None`` for those that it starts.
+        synthetic_rows: tokens in rows that stand in for a data set that cannot be loaded; none where it is empty.
+        synthetic_columns: their columns.
 
     """
 
@@ -54,10 +57,17 @@ class Asked:
     steps: int = DEFAULT_STEPS
     timeout: float = 3600
     online: bool = False
+    world: int | None = None
+    synthetic_rows: tuple[int, ...] = ()
+    synthetic_columns: tuple[str, ...] = ("text",)
 
     def __post_init__(self) -> None:
+        if self.world is not None and self.world < self.gpus:
+            raise InputError(f"world must be at least the {self.gpus} ranks that the command starts, not {self.world}")
         if not self.command:
             raise InputError("there is no command to rehearse; give one after --, such as python train.py")
+        if any(length < 1 for length in self.synthetic_rows):
+            raise InputError(f"synthetic_rows are numbers of tokens, not {self.synthetic_rows}")
         if self.steps < 0:
             raise InputError(f"steps must be 0 (to the end of the program) or more, not {self.steps}")
         if self.count is not None and self.count < 1:
@@ -127,7 +137,13 @@ def rehearse(asked: Asked, *, watch: Watch = lambda _: None, output: Any = None)
 
 def _plan(asked: Asked) -> dict[str, Any]:
     """What the processes are to do."""
-    return {"watch": True, "steps": asked.steps, "models": _known_models()}
+    return {"watch": True, "steps": asked.steps, "world": asked.world, "rows": _rows(asked), "models": _known_models()}
+
+
+def _rows(asked: Asked) -> dict[str, Any] | None:
+    if not asked.synthetic_rows:
+        return None
+    return {"lengths": asked.synthetic_rows, "columns": asked.synthetic_columns}
 
 
 def _known_models() -> dict[str, str]:
@@ -283,6 +299,7 @@ def _reported(asked: Asked, folder: Path, program: _Program) -> RehearsalReport:
     return RehearsalReport(
         gpu=asked.device,
         count=asked.gpus,
+        world=asked.world,
         command=asked.command,
         ranks=tuple(sorted(_ranks(accounts), key=lambda rank: rank.rank)),
         out_of_memory=next((one["out_of_memory"] for one in accounts if one["out_of_memory"]), None),

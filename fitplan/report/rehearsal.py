@@ -35,7 +35,8 @@ def print_rehearsal(report: RehearsalReport, console: Console) -> None:
 def gpus(report: RehearsalReport) -> str:
     """What was played."""
     count = f"{report.count} x " if report.count > 1 else ""
-    return f"{count}{report.gpu.name}, {gib(report.gpu.usable_bytes)} usable"
+    world = f" (of {report.world} ranks, taken to be alike)" if report.world else ""
+    return f"{count}{report.gpu.name}{world}, {gib(report.gpu.usable_bytes)} usable"
 
 
 def headline(report: RehearsalReport) -> str:

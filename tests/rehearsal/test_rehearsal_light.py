@@ -169,3 +169,26 @@ def test_the_page_and_the_terminal_say_the_same() -> None:
     for text in (headline(report), "model.py:1 forward", "not known here: a mask (3 times)"):
         assert text in stream.getvalue()
         assert text in page
+
+
+def test_rows_that_stand_in_for_a_data_set() -> None:
+    import importlib.util
+
+    path = Path(build.__file__).parent / "inside" / "rehearsed" / "rows.py"
+    spec = importlib.util.spec_from_file_location("rows", path)
+    assert spec is not None
+    assert spec.loader is not None
+    rows = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rows)
+    found = rows.columns_of([100, 7], ["chosen", "rejected"], rows=3)
+    assert {name: [len(text) for text in texts] for name, texts in found.items()} == {
+        "chosen": [400, 28, 400],
+        "rejected": [400, 28, 400],
+    }
+
+
+def test_a_world_holds_the_ranks_that_are_started() -> None:
+    with pytest.raises(InputError, match="at least the 8 ranks"):
+        Asked(command=("torchrun", "--nproc-per-node", "8", "t.py"), device=find_device("a100"), world=4)
+    assert _report(world=64).to_dict()["world_size"] == 64
+    assert _report(count=2).to_dict()["world_size"] == 2

@@ -47,6 +47,12 @@ def _on_deepspeed(module):
     watch.count_engine_steps(module)
 
 
+def _on_datasets(module):
+    from rehearsed import rows
+
+    rows.stand_in(module, plan())
+
+
 def _on_fake_tensors(module):
     from rehearsed import values
 
@@ -58,11 +64,19 @@ _WAITING = {
     "torch._subclasses.fake_tensor": _on_fake_tensors,
     "huggingface_hub": _on_hub,
     "deepspeed": _on_deepspeed,
+    "datasets": _on_datasets,
 }
+
+
+def join_world(size):
+    """Be one of so many ranks, of which only those that the launcher started are there."""
+    if size and "RANK" in os.environ:
+        os.environ["WORLD_SIZE"] = str(size)
 
 
 def when_imported():
     """Do what is to be done with a package as soon as it has been imported."""
+    join_world(plan().get("world"))
     sys.meta_path.insert(0, _Finder())
 
 
