@@ -141,8 +141,7 @@ _STANDARD = ("argparse", "json")
 _FROM_STANDARD = {"pathlib": ("Path",), "typing": ("Any",)}
 _FROM_OTHERS = {
     "peft": (
-        *sorted({kind.config for kind in KINDS.values()}),
-        "PeftModel",
+        *sorted({"PeftModel", *(kind.config for kind in KINDS.values())}),
         "get_peft_model",
         "prepare_model_for_kbit_training",
     ),

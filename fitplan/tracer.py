@@ -75,6 +75,7 @@ def trace_job(
     capability: tuple[int, int] | None,
     progress: Progress,
     *,
+    exactly: bool = False,
     multiprocessors: int | None = None,
     only_optimizer: bool = False,
 ) -> "TracedRun":
@@ -98,16 +99,14 @@ def trace_job(
             return trace_training(
                 load_config(model.settings),
                 setup,
-                _gpu(Gpu, capability, multiprocessors),
+                None if capability is None else _gpu(Gpu, capability, multiprocessors, exactly=exactly),
                 only_optimizer=only_optimizer,
                 progress=lambda what: progress(f"{setup.method}: {what}"),
             )
 
 
-def _gpu(kind: "type[Gpu]", capability: tuple[int, int] | None, multiprocessors: int | None) -> "Gpu | None":
-    if capability is None:
-        return None
-    return kind(capability, multiprocessors) if multiprocessors else kind(capability)
+def _gpu(kind: "type[Gpu]", capability: tuple[int, int], multiprocessors: int | None, *, exactly: bool) -> "Gpu":
+    return kind.exactly(capability, multiprocessors) if exactly else kind(capability)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from fitplan.step.adapters import KINDS, is_adapter, is_saved, names_single_laye
 from fitplan.step.architecture import load_config
 from fitplan.step.model import build_skeleton, load_model
 from fitplan.trace.events import Category
-from fitplan.trace.tracing import _fresh_process, trace_training
+from fitplan.trace.tracing import fresh_process, trace_training
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora-only-values": {"target_modules": r".*\.v_proj", "use_rslora": True},
@@ -68,7 +68,7 @@ def _setup(settings: dict[str, Any]) -> TrainingSetup:
 
 def _model(family: str, setup: TrainingSetup) -> Any:
     config = load_config(FAMILIES[family])
-    with _fresh_process():
+    with fresh_process():
         return load_model(build_skeleton(config, setup, CPU), config, setup, CPU, lambda *_: None)
 
 

@@ -140,6 +140,7 @@ def _run(fake: _Cuda, events: Path | None, **changes: Any) -> dict[str, Any]:
 
     job = Job(model=FAMILIES["llama"], setup=SETUP, device="cuda:0", events=str(events) if events else None, **changes)
     with fake.recorder:
+        fake.recorder._accumulation.learn("cpu")  # which a program that is not watched is not there to tell
         child._run(job, say)
     return said
 

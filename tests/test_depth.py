@@ -47,6 +47,8 @@ def test_replicas_equal_the_full_depth(family: str, method: str) -> None:
         method, FAMILIES
     ):
         pytest.skip("full and qlora cover this family's layers")
+    if family == "falcon" and method == "qlora":
+        pytest.skip("bitsandbytes quantises nothing of Falcon, which is no QLoRA")
     setup = TrainingSetup(batch_size=2, seq_len=16, **SETUPS[method])
     full = tracing.trace_training(config, setup, Gpu(), full_depth=True)
     short = tracing.trace_training(config, setup, Gpu())

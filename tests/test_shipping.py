@@ -9,6 +9,7 @@ from families import FAMILIES
 
 from fitplan import shipping
 from fitplan.errors import ModelNotSupported
+from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.recipe import recipe_of
 from fitplan.footprint.size import NoFormula, Shape
 from fitplan.footprint.store import ShippedFile
@@ -35,9 +36,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[TrainingSetup]:
     found: list[TrainingSetup] = []
     real = shipping._checked
 
-    def seen(model: ModelConfig, setup: TrainingSetup, *rest: object) -> object:
-        found.append(setup)
-        return real(model, setup, *rest)
+    def seen(job: TrainingJob, *rest: object) -> object:
+        found.append(job.setup)
+        return real(job, *rest)
 
     def two(_: tuple[int, int]) -> Iterator[TrainingSetup]:
         yield from (FULL, LORA)
@@ -73,10 +74,10 @@ def test_what_was_begun_is_gone_on_with(
 ) -> None:
     out, real = tmp_path / "out", shipping._checked
 
-    def interrupted(model: ModelConfig, setup: TrainingSetup, *rest: object) -> object:
-        if setup == LORA:
+    def interrupted(job: TrainingJob, *rest: object) -> object:
+        if job.setup == LORA:
             raise KeyboardInterrupt
-        return real(model, setup, *rest)
+        return real(job, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(shipping, "_checked", interrupted)

@@ -27,17 +27,21 @@ class Gpu:
     Attributes:
         capability: CUDA compute capability, e.g. (9, 0).
         multiprocessors: how many there are; as on an A100 (NVIDIA A100 whitepaper) where it is not said.
+        asks_cudnn_first: whether attention goes to cuDNN where it can. What it saves and gives is what flash does; the
+            scratch memory of its backward is less.
 
     """
 
     capability: tuple[int, int] = (8, 0)
     multiprocessors: int = 108
+    asks_cudnn_first: bool = False
 
-    @property
-    def asks_cudnn_first(self) -> bool:
-        """Whether attention goes to cuDNN where it can."""
+    @classmethod
+    def exactly(cls, capability: tuple[int, int], multiprocessors: int | None) -> "Gpu":
+        """One GPU as it is, where others stand for all from Ampere on, whose footprints are shared."""
         torch_version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-        return self.capability[0] in (9, 10) and torch_version >= CUDNN_FIRST_SINCE
+        cudnn_first = capability[0] in (9, 10) and torch_version >= CUDNN_FIRST_SINCE
+        return cls(capability, multiprocessors or cls.multiprocessors, cudnn_first)
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -102,7 +106,8 @@ def attention_backend(
         return "math"
     cudnn_widths = (width <= 128 and value_width <= 128) or (width, value_width) in _CUDNN_WIDTHS
     cudnn_fits = half and not dropout_p and query.shape[2] > 1 and width % 8 == value_width % 8 == 0 and cudnn_widths
-    if gpu.asks_cudnn_first and cudnn_fits:
+    learned_mask = mask is not None and mask.requires_grad
+    if gpu.asks_cudnn_first and cudnn_fits and not learned_mask:
         return "cudnn"
     if half and sm80 and mask is None and width == value_width <= 256:
         return "flash"

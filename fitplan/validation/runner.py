@@ -194,6 +194,7 @@ def forecast(
         setup,
         target.gpu.capability if target.gpu else None,
         progress,
+        exactly=True,
         multiprocessors=target.gpu.multiprocessors if target.gpu else None,
     )
     resolved = setup.with_(attn=run.attention, task=run.task)

@@ -206,7 +206,7 @@ def test_attention_goes_where_pytorch_sends_it(ask: Ask, gpu: str) -> None:
     import torch
 
     chosen = ask(_CASES.replace("CASES", repr(ATTENTION), 1), gpu=gpu)
-    rule = Gpu(find_device(gpu).capability)
+    rule = Gpu.exactly(find_device(gpu).capability, None)
 
     def ours(
         dtype: str, heads: int, kv: int, length: int, width: int, values: int, mask: bool, p: float, gqa: bool
