@@ -92,6 +92,8 @@ def _traced(family: str, method: str, shape: Shape, capability: tuple[int, int])
 @settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_footprint_equals_the_trace(family: str, method: str, data: st.DataObject) -> None:
+    if family == "falcon" and method.startswith("qlora"):
+        pytest.skip("bitsandbytes quantises nothing of Falcon, which is no QLoRA")
     footprint = _footprint(family, method)
     assert {piece.region.batch_size[0] for piece in footprint.pieces} == {1, 2}
     shape = data.draw(st.sampled_from(footprint.pieces).flatmap(_shapes))
