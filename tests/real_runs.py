@@ -91,6 +91,7 @@ def _recorded(settings: dict[str, Any], setup: TrainingSetup, go: Any) -> RealRu
     with fresh_process(), recorder:
         model = load_model(skeleton, config, setup, CPU, recorder.enter)
         recorder.watch(model)
+        recorder._accumulation.learn("cpu")  # Trainer's run tells no phases, at which the recorder would learn it
         base, start = _live(recorder), len(recorder.trace.events)
         go(model, config, recorder, lambda phase: run.live.append((phase, _live(recorder) - base)))
         recorder.finish()
