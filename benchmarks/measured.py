@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class Job:
     Attributes:
         name: model, method and what is unusual.
         gpu: where it ran.
+        day: when it ran, as ``"2026-01-31"``.
         predicted: bytes by quantity, before the run.
         measured: bytes by quantity.
         again: bytes by quantity, traced again; empty where that was not done.
@@ -55,6 +57,7 @@ class Job:
 
     name: str
     gpu: str
+    day: str
     predicted: dict[str, int]
     measured: dict[str, int]
     again: dict[str, int]
@@ -99,7 +102,8 @@ def jobs() -> list[Job]:
         traced = dict(again.get(name, {}))
         for sizes in filter(None, (predicted, traced)):
             sizes["device_bytes"] = sizes["peak_reserved_bytes"] + contexts()[gpu]
-        found.append(Job(name, gpu, predicted, measured, traced))
+        day = document["created"].partition("T")[0]
+        found.append(Job(name=name, gpu=gpu, day=day, predicted=predicted, measured=measured, again=traced))
     return found
 
 
@@ -112,7 +116,7 @@ def trace_again() -> None:
     from fitplan.validation.comparison import predicted_phases
 
     found: dict[str, dict[str, int]] = {}
-    for document in records():
+    for document in {name_of(document): document for document in records()}.values():  # some ran on two days
         setup = TrainingSetup.from_dict(document["setup"])
         try:
             run = trace_job(resolve_model(document["model"]["name"]), setup, (9, 0), lambda _: None)
@@ -150,15 +154,22 @@ def _errors(found: list[Job], *, again: bool) -> str:
     return table([head, *(summary(found, quantity, again=again) for quantity in QUANTITIES)], 1)
 
 
-def _misses(found: list[Job]) -> str:
-    rows: list[tuple[str, ...]] = [("job", "GPU", "requested, %", "reserved, %", "requested again, %", "again, %")]
+def _misses(found: list[Job], *, again: bool) -> str:
+    rows: list[tuple[str, ...]] = [("job", "GPU", "requested, %", "reserved, %")]
+    if again:
+        rows = [(*rows[0], "requested again, %", "again, %")]
     for job in found:
-        if not _is_off(job, again=False) and not (job.again and _is_off(job, again=True)):
+        has_both = again and bool(job.again)
+        if not _is_off(job, again=False) and not (has_both and _is_off(job, again=True)):
             continue
         before = [f"{job.error(quantity):+.3f}" for quantity in SHOWN]
-        after = [f"{job.error(quantity, again=True):+.3f}" if job.again else "" for quantity in SHOWN]
-        rows.append((job.name, job.gpu, *before, *after))
+        after = [f"{job.error(quantity, again=True):+.3f}" if has_both else "" for quantity in SHOWN]
+        rows.append((job.name, job.gpu, *before, *(after if again else ())))
     return table(rows, 2)
+
+
+def _day(job: Job) -> str:
+    return job.day
 
 
 def _is_off(job: Job, *, again: bool) -> bool:
@@ -179,14 +190,15 @@ def _limit_name(document: dict[str, Any]) -> str:
 def section() -> str:
     """The section in Markdown."""
     words = tomllib.loads(WORDS.read_text())["measured"]
-    found = jobs()
-    traced = [job for job in found if job.again]
-    parts = [BEGIN, words["introduction"].strip(), _errors(found, again=False)]
+    first, latest = (list(days) for _, days in groupby(sorted(jobs(), key=_day), key=_day))
+    traced = [job for job in first if job.again]
+    parts = [BEGIN, words["latest"].strip(), _errors(latest, again=False), words["latest_misses"].strip()]
+    parts += [_misses(latest, again=False), words["introduction"].strip(), _errors(first, again=False)]
     if traced:
         versions = json.loads(AGAIN.read_text())["versions"]
         named = ", ".join(f"{library} {number}" for library, number in versions.items())
         parts += [words["again"].strip().format(versions=named), _errors(traced, again=True)]
-    parts += [words["misses"].strip(), _misses(found), words["limits"].strip(), _limits(), END]
+    parts += [words["misses"].strip(), _misses(first, again=True), words["limits"].strip(), _limits(), END]
     return "\n\n".join(parts)
 
 

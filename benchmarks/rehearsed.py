@@ -56,7 +56,7 @@ def _lines() -> list[dict[str, Any]]:
 
 def _job(line: dict[str, Any]) -> Job:
     predicted, rehearsed = ({name: pair[place] for name, pair in line["quantities"].items()} for place in (0, 1))
-    return Job(line["name"], line["gpu"], predicted, rehearsed, {})
+    return Job(name=line["name"], gpu=line["gpu"], day="", predicted=predicted, measured=rehearsed, again={})
 
 
 def section() -> str:

@@ -104,7 +104,7 @@ def write_record(document: dict[str, Any], folder: Path | None = None, label: st
 
 def nearest(model: str, setup: TrainingSetup) -> Record | None:
     """The record of the same model and method that differs in the fewest other settings; of these, what was measured
-    before what was rehearsed, and in tokens least.
+    before what was rehearsed, in tokens least, and of the same job the newest.
     """
     tokens = math.log(setup.batch_size * setup.seq_len)
 
@@ -116,7 +116,8 @@ def nearest(model: str, setup: TrainingSetup) -> Record | None:
             abs(math.log(record.setup["batch_size"] * record.setup["seq_len"]) - tokens),
         )
 
-    return min(_records(model, str(setup.method)), key=distance, default=None)
+    newest_first = sorted(_records(model, str(setup.method)), key=lambda record: record.created, reverse=True)
+    return min(newest_first, key=distance, default=None)
 
 
 _BESIDE_SETTINGS = {"batch_size", "seq_len", "lora_alpha"}
