@@ -247,9 +247,11 @@ def survey_of(job: TrainingJob, progress: Progress) -> "Survey":
         positions=job.model.positions or LONGEST,
         turning_points=job.model.windows,
         numbers=Numbers(
-            job.model.loss_pieces if job.setup.use_liger_kernel else 0,
-            job.model.text.get("vocab_size") or 0,
-            job.model.text.get("relative_attention_num_buckets") or T5_BUCKETS,
+            loss_pieces=job.model.loss_pieces if job.setup.use_liger_kernel else 0,
+            vocabulary=job.model.text.get("vocab_size") or 0,
+            positions=job.model.rows_of_positions,
+            types=job.model.text.get("type_vocab_size") or 0,
+            buckets=job.model.text.get("relative_attention_num_buckets") or T5_BUCKETS,
         ),
     )
 

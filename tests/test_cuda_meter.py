@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
+from transformers.models.llama import modeling_llama
 
 from fitplan.allocator.caching import CachingAllocator
 from fitplan.allocator.replay import replay
@@ -224,10 +225,16 @@ def test_another_error_is_none(cuda: _Cuda, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_report_compares_all_four_quantities(
     cuda: _Cuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """From the prediction for a GPU to the record; the run takes the CPU's kernels, so single allocations differ."""
+    """From the prediction for a GPU to the record; what the run takes besides is told with who asked for it."""
+    forward = modeling_llama.LlamaMLP.forward
+
+    def hungry(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+        torch.empty(4321, dtype=torch.uint8)
+        return forward(layer, hidden)
 
     def measured(job: Job, **_: Any) -> Measurement:
         assert job.events is not None
+        monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", hungry)
         said = _run(cuda, Path(job.events), runner=job.runner)
         return Measurement(tuple(said["phases"]), said["done"]["device"], said["done"]["versions"])
 
@@ -250,7 +257,12 @@ def test_a_report_compares_all_four_quantities(
     assert found["device_bytes"]["predicted"] > found["peak_reserved_bytes"]["predicted"] > 64 * MIB
     workspaces = [one for one in document["differences"] if one["bytes"] == 32 * MIB]
     assert [(one["predicted"], one["measured"]) for one in workspaces] == [(1, 0), (1, 0)]
-    assert any("modeling_llama.py" in one["measured_by"] for one in document["differences"])
+    besides = [one for one in document["differences"] if one["bytes"] == 4321]
+    assert besides
+    for one in besides:
+        assert one["predicted"] == 0
+        assert one["measured"] == FAMILIES["llama"]["num_hidden_layers"]  # in forward, and when it is run again
+        assert "modeling_llama.py" in one["measured_by"]
     (record,) = records.own_records().glob("*.json")
     assert json.loads(record.read_text())["measurement"] == document["measurement"]
 

@@ -228,11 +228,11 @@ def test_what_is_no_product_has_no_formula() -> None:
 
 
 def test_lengths() -> None:
-    values = lengths_of(Shape(3, 1030, 7, 4), H100, Numbers(vocabulary=1000, buckets=32))
+    values = lengths_of(Shape(3, 1030, 7, 4), H100, Numbers(vocabulary=1000, positions=514, types=2, buckets=32))
     assert values == {
         "b": 3, "s": 1030, "r": 7, "g": 4, "s-1": 1029, "s+1": 1031, "s8": 1032, "s16": 1040, "s32": 1056, "s64": 1088,
         "s128": 1152, "n": 3090, "n10": 309, "nd": 1000, "np": 1309, "k": 0, "w": 2**25,
-        "q": 1030**2, "q10": 106_090, "qd": 32, "qp": 106_122,
+        "md": 514, "mp": 823, "td": 2, "tp": 311, "q": 1030**2, "q10": 106_090, "qd": 32, "qp": 106_122,
     }  # fmt: skip
     for shape, expected in ((Shape(3, 1024), [0] * 4), (Shape(3, 1025), [3075, 308, 3075, 3382])):
         values = lengths_of(shape, A100, Numbers(vocabulary=4000))

@@ -37,12 +37,16 @@ class Numbers:
     Attributes:
         loss_pieces: into how many pieces Liger cuts the loss (:func:`loss_piece`).
         vocabulary: rows of the embedding of tokens.
-        buckets: rows of the embedding of relative positions.
+        positions: rows of the embedding of positions, of which each token looks one up.
+        types: rows of the embedding of token types.
+        buckets: rows of the embedding of relative positions, of which each pair of positions looks one up.
 
     """
 
     loss_pieces: int = 0
     vocabulary: int = 0
+    positions: int = 0
+    types: int = 0
     buckets: int = 0
 
 
@@ -60,14 +64,18 @@ LENGTHS = {
     "s+1": "sequence length + 1",
     **{f"s{multiple}": f"sequence length, rounded up to {multiple}" for multiple in _ROUNDINGS},
     **{
-        sign: f"{what}, where {things} are sorted"
-        for sorted_one, things in (("n", "tokens"), ("q", "pairs of positions"))
-        for sign, what in (
-            (sorted_one, things),
-            (f"{sorted_one}10", f"tenths of the {things}"),
-            (f"{sorted_one}d", f"distinct {things} at most"),
-            (f"{sorted_one}p", f"parts that {things} are summed in"),
+        sign: f"{what}, where {looking_up} are sorted"
+        for sign, what, looking_up in (
+            ("n", "tokens", "tokens"),
+            ("n10", "tenths of the tokens", "tokens"),
+            ("q", "pairs of positions", "they"),
+            ("q10", "tenths of the pairs of positions", "they"),
         )
+    },
+    **{
+        f"{table}{part}": f"{what} {of}"
+        for table, of in (("n", "tokens"), ("m", "positions"), ("t", "token types"), ("q", "relative positions"))
+        for part, what in (("d", "most distinct"), ("p", "parts of the sums over"))
     },
     "k": "tokens in a piece of Liger's loss",
     "w": "cuBLAS workspace",
@@ -84,15 +92,25 @@ def loss_piece(tokens: int, pieces: int) -> int:
     return min(1 << (least - 1).bit_length(), tokens)
 
 
-def _sorted(name: str, count: int, rows: int) -> dict[str, int]:
-    """Lengths of what the gradient of an embedding takes (``embedding_backward_scratch`` of the kernels' rules)."""
+def _sorted(sign: str, count: int, **tables: int) -> dict[str, int]:
+    """Lengths of what the gradients of embeddings take that look up ``count`` rows of tables of so many rows.
+
+    ``embedding_backward_scratch`` of the kernels' rules has the source.
+    """
     count = count if count > EMBEDDING_SORTS_BEYOND else 0
-    distinct = min(count, rows)
+    distinct = {table: min(count, rows) for table, rows in tables.items()}
     return {
-        name: count,
-        f"{name}10": -(-count // EMBEDDING_PART),
-        f"{name}d": distinct,
-        f"{name}p": count // EMBEDDING_PART + distinct,
+        sign: count,
+        f"{sign}10": -(-count // EMBEDDING_PART),
+        **{f"{table}d": rows for table, rows in distinct.items()},
+        **{f"{table}p": count // EMBEDDING_PART + rows for table, rows in distinct.items()},
+    }
+
+
+def _sorted_lengths(shape: Shape, numbers: Numbers) -> dict[str, int]:
+    return {
+        **_sorted("n", shape.tokens, n=numbers.vocabulary, m=numbers.positions, t=numbers.types),
+        **_sorted("q", shape.seq_len**2, q=numbers.buckets),
     }
 
 
@@ -107,8 +125,7 @@ def lengths_of(shape: Shape, capability: tuple[int, int], numbers: Numbers = NO_
         "s-1": s - 1,
         "s+1": s + 1,
         **{f"s{multiple}": -(-s // multiple) * multiple for multiple in _ROUNDINGS},
-        **_sorted("n", shape.tokens, numbers.vocabulary),
-        **_sorted("q", s * s, numbers.buckets),
+        **_sorted_lengths(shape, numbers),
         "k": loss_piece(shape.tokens, numbers.loss_pieces) if numbers.loss_pieces else 0,
         "w": cublas_workspace(capability),
     }
@@ -149,7 +166,7 @@ def _products() -> list[Lengths]:
     length: list[Lengths] = [(), ("s",), ("s-1",), ("s+1",), *((name,) for name in rounded)]
     length += [("s", "s"), ("s", "s+1"), *(("s", name) for name in rounded)]
     rank: list[Lengths] = [(), ("r",)]
-    others: list[Lengths] = [(name,) for name in (*_sorted("n", 0, 0), *_sorted("q", 0, 0), "g", "k")]
+    others: list[Lengths] = [(name,) for name in (*_sorted_lengths(Shape(0, 0), NO_NUMBERS), "g", "k")]
     return [r + b + s for b, s, r in product(batch, length, rank)] + others
 
 

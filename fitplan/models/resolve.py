@@ -63,6 +63,15 @@ class ModelConfig:
         return least and (least // 64 * 64 or least)
 
     @property
+    def rows_of_positions(self) -> int:
+        """Rows of the embedding of positions, if there is one; 0 where the config names no positions.
+
+        Source: transformers ``models/opt/modeling_opt.py``, ``OPTLearnedPositionalEmbedding``: two rows come before.
+        """
+        rows = self.text.get("max_position_embeddings")
+        return rows + 2 * (self.text.get("model_type") == "opt") if isinstance(rows, int) else 0
+
+    @property
     def loss_pieces(self) -> int:
         """Vocabulary / hidden size, rounded up; 0 where the config does not name both."""
         vocabulary, hidden = self.text.get("vocab_size"), self.text.get("hidden_size")
