@@ -315,7 +315,7 @@ def rehearse(
         InputError: there is no such program or GPU.
 
     """
-    from fitplan.rehearsal.gpu import DEFAULT_GPU
+    from fitplan.rehearsal import DEFAULT_GPU
     from fitplan.rehearsal.run import Asked
     from fitplan.rehearsal.run import rehearse as run
 

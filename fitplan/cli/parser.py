@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from fitplan.cli import commands
+from fitplan.cli.command import Add, command
 from fitplan.cli.console import EXIT_BAD_INPUT, EXIT_FITS, complain
 from fitplan.cli.rehearsal import add_rehearse
 from fitplan.cli.validation import add_calibrate, add_validate
@@ -67,12 +68,12 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser).add_parser
     _add_check(add)
     for name, run, what, epilog in _ONE_SETUP:
-        command = _command(add, name, run, what, epilog)
-        _add_job(command)
-        _add_form(command, emits=run is commands.advise)
+        added = command(add, name, run, what, epilog)
+        _add_job(added)
+        _add_form(added, emits=run is commands.advise)
         if run is commands.advise:
-            command.add_argument("--trace", action="store_true", help="try also what takes a trace")
-        _add_settings(command, method="qlora")
+            added.add_argument("--trace", action="store_true", help="try also what takes a trace")
+        _add_settings(added, method="qlora")
     _add_report(add)
     add_validate(add, _add_settings)
     add_rehearse(add)
@@ -84,24 +85,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-Add = Callable[..., argparse.ArgumentParser]
-
-
-def _command(add: Add, name: str, run: Callable[..., int], what: str, epilog: str) -> argparse.ArgumentParser:
-    parser = add(
-        name,
-        allow_abbrev=False,  # else a mistyped flag is taken for the flag that it begins
-        help=what,
-        description=f"{what[0].upper()}{what[1:]}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
-
-
 def _add_check(add: Add) -> None:
-    check = _command(
+    check = command(
         add, "check", commands.check, "predict the memory of a fine-tune and judge it against a GPU", _EXAMPLES
     )
     _add_job(check)
@@ -140,7 +125,7 @@ _ONE_SETUP: tuple[tuple[str, Callable[..., int], str, str], ...] = (
 
 
 def _add_report(add: Add) -> None:
-    report = _command(
+    report = command(
         add,
         "report",
         commands.report,
@@ -156,7 +141,7 @@ def _add_report(add: Add) -> None:
 
 
 def _add_tui(add: Add) -> None:
-    app = _command(
+    app = command(
         add,
         "tui",
         commands.tui,
@@ -169,7 +154,7 @@ def _add_tui(add: Add) -> None:
 
 
 def _add_gpus(add: Add) -> None:
-    gpus = _command(
+    gpus = command(
         add,
         "gpus",
         commands.gpus,
@@ -180,7 +165,7 @@ def _add_gpus(add: Add) -> None:
 
 
 def _add_models(add: Add) -> None:
-    models = _command(
+    models = command(
         add,
         "models",
         commands.models,
@@ -192,7 +177,7 @@ def _add_models(add: Add) -> None:
 
 
 def _add_profile(add: Add) -> None:
-    profile = _command(
+    profile = command(
         add,
         "profile",
         commands.profile,

@@ -2,14 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fitplan.cli.command import Add, command
 from fitplan.cli.commands import answer_with
 from fitplan.cli.console import EXIT_DOES_NOT_FIT, EXIT_FITS, EXIT_MISSED
 from fitplan.cli.files import check_writable, write_answer
-from fitplan.rehearsal.gpu import DEFAULT_GPU
+from fitplan.rehearsal import DEFAULT_GPU
 
 EXAMPLES = """\
 examples:
@@ -99,17 +100,16 @@ class _Live:
             self._status.stop()
 
 
-def add_rehearse(add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_rehearse(add: Add) -> None:
     """Add the command."""
-    parser = add(
+    parser = command(
+        add,
         "rehearse",
-        allow_abbrev=False,
-        help="run your own training program, as it is, on a GPU that is not there",
+        rehearse,
+        "run your own training program, as it is, on a GPU that is not there",
+        EXAMPLES,
         description="Run a training program, as it is, on a GPU that is not there, and tell where its memory goes.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=rehearse)
     parser.add_argument("--gpu", metavar="NAME", help=f"the GPU that is played (default {DEFAULT_GPU})")
     parser.add_argument("--vram", metavar="SIZE", help="an amount of memory instead of a known GPU: 24GiB")
     parser.add_argument(

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fitplan.cli.command import Add, command
 from fitplan.cli.commands import answer_with
 from fitplan.cli.console import EXIT_FITS, EXIT_MISSED, Narration
 from fitplan.cli.files import check_writable, write_answer
 from fitplan.errors import InputError, MissingDependency
-from fitplan.rehearsal.gpu import DEFAULT_GPU
+from fitplan.rehearsal import DEFAULT_GPU
 from fitplan.setup import given
 
 EXAMPLES = """\
@@ -86,17 +87,16 @@ def _drawer(path: Path, find_limit: str | None) -> Callable[[Any], None]:
     return draw
 
 
-def add_validate(add: Callable[..., argparse.ArgumentParser], settings: Callable[..., None]) -> None:
+def add_validate(add: Add, settings: Callable[..., None]) -> None:
     """Add the command; ``settings`` adds the flags of the setup."""
-    parser = add(
+    parser = command(
+        add,
         "validate",
-        allow_abbrev=False,
-        help="run the predicted step for real, for a few steps, and compare",
+        validate,
+        "run the predicted step for real, for a few steps, and compare",
+        EXAMPLES,
         description="Run the predicted step for real, in a process of its own, and compare.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=validate)
     parser.add_argument("model", metavar="MODEL", help="an alias (llama-8b), a hub id, a folder or a config.json")
     parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document")
     run = parser.add_argument_group("the run")
@@ -150,18 +150,17 @@ exit codes: 0 measured, 3 no usable GPU here, 4 the measurement failed
 """
 
 
-def add_calibrate(add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_calibrate(add: Add) -> None:
     """Add the command."""
-    parser = add(
+    parser = command(
+        add,
         "calibrate",
-        allow_abbrev=False,
-        help="measure the CUDA context of this machine's GPU, and the scratch memory of kernels",
+        calibrate,
+        "measure the CUDA context of this machine's GPU, and the scratch memory of kernels",
+        CALIBRATE_EXAMPLES,
         description="Measure the CUDA context of this machine's GPU, and the scratch memory of kernels beside what "
         "is assumed of it. No prediction is scaled.",
-        epilog=CALIBRATE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=calibrate)
     parser.add_argument("--json", action="store_true", dest="as_json", help="print one JSON document")
     parser.add_argument("--device", metavar="NAME", default="cuda", help="a GPU of this machine: 0, GPU-...")
     parser.add_argument(

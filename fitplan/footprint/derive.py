@@ -321,7 +321,7 @@ class _Derivation:
         return OptimizerFootprint(
             tuple(self._blocks[n] for n in used),
             _renumbered(self._live(state_row), number),
-            tuple(_with_live(s, _renumbered(s.live, number)) for s in summits),
+            tuple(replace(s, live=_renumbered(s.live, number)) for s in summits),
         )
 
     def _without_unused(self, piece: Piece) -> Piece:
@@ -330,7 +330,7 @@ class _Derivation:
         return replace(
             piece,
             blocks=tuple(piece.blocks[n] for n in used),
-            summits=tuple(_with_live(s, _renumbered(s.live, number)) for s in piece.summits),
+            summits=tuple(replace(s, live=_renumbered(s.live, number)) for s in piece.summits),
             entry=_renumbered(piece.entry, number),
         )
 
@@ -381,15 +381,3 @@ class _Derivation:
 
 def _renumbered(live: Live, number: dict[int, int]) -> Live:
     return Live(live.constant, live.large, tuple((number[n], count) for n, count in live.blocks))
-
-
-def _with_live(summit: Summit, live: Live) -> Summit:
-    return Summit(
-        phase=summit.phase,
-        part=summit.part,
-        name=summit.name,
-        step=summit.step,
-        micro_batch=summit.micro_batch,
-        with_states=summit.with_states,
-        live=live,
-    )

@@ -13,3 +13,6 @@ lengths, routing), integers and booleans keep their true values (``inside/values
     run      runs a command, hears what its processes tell, and ends them
     report   what came of it
 """
+
+DEFAULT_GPU = "h100"
+"""Where nobody names one."""

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from fitplan.devices.context import context_on
 from fitplan.devices.device import Device
 
-DEFAULT_GPU = "h100"
-"""Where nobody names one."""
 KIB = 1024
 
 

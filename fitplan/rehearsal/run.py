@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -207,7 +208,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 class _Program:
     process: "subprocess.Popen[bytes]"
     ended_late: bool = False
-    last_words: list[str] = field(default_factory=list)
+    last_words: "deque[str]" = field(default_factory=lambda: deque(maxlen=LAST_LINES))
 
 
 @contextmanager
@@ -235,7 +236,7 @@ def _reading(program: _Program, output: Any) -> threading.Thread:
         assert program.process.stdout is not None
         for line in program.process.stdout:
             text = line.decode(errors="replace")
-            program.last_words = [*program.last_words[1 - LAST_LINES :], text]
+            program.last_words.append(text)
             with suppress(OSError, ValueError):
                 output.write(text)
                 output.flush()

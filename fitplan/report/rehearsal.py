@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fitplan.rehearsal.report import Rank, RehearsalReport
-from fitplan.units import gib
+from fitplan.units import counted, gib
 
 MOST_GROUPS = 8
 BAR = 40
@@ -50,7 +50,7 @@ def headline(report: RehearsalReport) -> str:
     if fullest is None:
         return "the program ended without using a GPU"
     left = gib(report.gpu.usable_bytes - fullest.device_bytes)
-    steps = f"{fullest.steps} optimizer step{'s' if fullest.steps != 1 else ''}"
+    steps = counted(fullest.steps, "optimizer step")
     if fullest.retries:
         return f"tight: {steps} ran, but the allocator had to give back memory {fullest.retries} times to find room"
     return f"fits, {left} left: {steps} ran"
