@@ -150,7 +150,9 @@ def _traced(job: TrainingJob, progress: Progress) -> Answer:
         run.parameters,
         job.shape,
         job.capability,
-        replayed([a.size for a in run.trace.allocations], run.trace.events, job.shape, run.trace.emptied),
+        replayed(
+            [a.size for a in run.trace.allocations], run.trace.events, run.trace.steps, job.shape, run.trace.emptied
+        ),
     )
     keep(job, Footprint((piece,), run.attention, run.task, versions))
     return Answer(

@@ -399,11 +399,15 @@ def test_what_is_no_setting_is_refused(text: str, message: str) -> None:
 # Replay
 
 
-def _trace(*events: int) -> Trace:
-    """A trace of births (bytes) and releases (``-1`` for the first allocation, ``-2`` for the second, ...)."""
+def _trace(*events: int, second_step: int | None = None) -> Trace:
+    """A trace of births (bytes) and releases (``-1`` for the first allocation, ``-2`` for the second, ...).
+
+    The second step begins at the place ``second_step``.
+    """
     trace = Trace(stacks={"model.layers": 2})
     for number, event in enumerate(events):
-        moment = Moment(Phase.FORWARD, "layer", Layer("model.layers", number))
+        step = int(second_step is not None and number >= second_step)
+        moment = Moment(Phase.FORWARD, "layer", Layer("model.layers", number), step)
         if event < 0:
             trace.released(-event - 1, moment)
         else:
@@ -467,6 +471,30 @@ def test_running_out_of_memory_is_told_and_ends_the_replay() -> None:
     assert result.peaks.releases_under_pressure == 1
     assert result.peaks.peak_reserved_bytes == 26 * MIB
     assert result.peaks.segments == 1
+
+
+_GROWS = (4 * MIB, 12 * MIB, 12 * MIB, -1, -2, -3)
+"""Once: 4 and 12 MiB share a segment of 20, 12 have their own. Again: the 4 fit best into the 12, which then lack."""
+
+
+def test_a_later_step_may_reserve_more() -> None:
+    once = replay(_trace(*_GROWS))
+    assert once.peaks.peak_reserved_bytes == 32 * MIB
+    weights = replay(_trace(2 * MIB, *(event - (event < 0) for event in _GROWS), -1, second_step=1))
+    assert weights.peaks.peak_reserved_bytes - once.peaks.peak_reserved_bytes == 12 * MIB
+    assert weights.peaks.peak_allocated_bytes == (2 + 28) * MIB
+    trace = _trace(*_GROWS, second_step=0)
+    result = replay(trace)
+    assert result.peaks.peak_reserved_bytes == 44 * MIB
+    assert result.reserved_moment == "forward of layer 2"
+    assert max(phase.reserved_bytes or 0 for phase in predicted_phases(trace, expandable=False)) == 44 * MIB
+    failed = replay(trace, limit_bytes=40 * MIB).out_of_memory
+    assert failed is not None
+    assert (failed.requested_bytes, failed.reserved_bytes) == (12 * MIB, 32 * MIB)
+
+
+def test_a_step_that_leaves_something_is_not_repeated() -> None:
+    assert replay(_trace(*_GROWS[:-1], second_step=0)).peaks.peak_reserved_bytes == 32 * MIB
 
 
 def test_nothing_allocates_nothing() -> None:

@@ -1,6 +1,11 @@
-"""A trace, replayed through the model of the caching allocator."""
+"""A trace, replayed through the model of the caching allocator.
 
-from collections.abc import Container, Sequence
+A trace holds two steps; all later ones ask for the same. What they get is another matter: blocks that were cut up by
+the first steps may not hold what the third one asks for, which then takes new segments. So the second step is replayed
+again until that takes nothing more from the driver.
+"""
+
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from fitplan.allocator.blocks import Block
@@ -92,8 +97,8 @@ class Replay:
 def replay(trace: Trace, settings: AllocatorSettings | None = None, limit_bytes: int | None = None) -> Replay:
     """Replay the births and releases of a trace; see :func:`replay_events`."""
     sizes = [allocation.size for allocation in trace.allocations]
-    peaks = replay_events(sizes, trace.events, settings, limit_bytes, trace.emptied)
     moments = trace.moments
+    peaks = replay_events(sizes, trace.events, settings, limit_bytes, steps=trace.steps, emptied=trace.emptied)
     failed = None
     if peaks.failed_event >= 0:
         failed = OutOfMemory(
@@ -107,16 +112,44 @@ def replay(trace: Trace, settings: AllocatorSettings | None = None, limit_bytes:
     )
 
 
+MOST_STEPS = 10
+"""Steps that are replayed at most."""
+
+
+def places_replayed(events: Sequence[int], steps: Sequence[int], allocator: CachingAllocator) -> Iterator[int]:
+    """The places of the events, in the order in which they happen as the run goes on with the same ``allocator``.
+
+    ``steps`` tells of each event in which optimizer step it is, 0 or 1. A further step repeats the births of the second
+    and their releases. What is released when the program ends is left out.
+    """
+    own = {event for event, step in zip(events, steps, strict=True) if step and event >= 0}
+    further = [place for place, event in enumerate(events) if (event if event >= 0 else ~event) in own]
+    if not own or len(further) < 2 * len(own):  # no second step, or one that leaves something behind
+        yield from range(len(events))
+        return
+    end = max(place for place, event in enumerate(events) if event >= 0) + 1
+    yield from range(end)
+    yield from (place for place in further if place >= end)
+    for _ in range(2, MOST_STEPS):
+        before = allocator.reserved
+        yield from further
+        if allocator.reserved <= before:
+            break
+
+
 def replay_events(
     sizes: Sequence[int],
     events: Sequence[int],
     settings: AllocatorSettings | None = None,
     limit_bytes: int | None = None,
+    *,
+    steps: Sequence[int],
     emptied: Container[int] = frozenset(),
 ) -> Peaks:
     """Replay births (``i``) and releases (``~i``) of blocks, one stream, with no more than ``limit_bytes`` to reserve.
 
-    ``emptied`` are the births, of no bytes, at which the cache is emptied.
+    ``steps`` tells in which optimizer step each event is (:func:`places_replayed`); ``emptied`` are the births, of no
+    bytes, at which the cache is emptied.
     The events must hold everything that comes from the caching allocator; the workspaces of cuBLAS do.
     A garbage collection threshold is a share of ``limit_bytes`` and does nothing without it, as PyTorch's does nothing
     until the program sets a memory fraction.
@@ -126,7 +159,8 @@ def replay_events(
     blocks: list[Block | None] = [None] * len(sizes)
     asked = most_asked = allocated = requested = reserved = reserved_then = inactive = large = 0
     peak = failed = -1
-    for place, event in enumerate(events):
+    for place in places_replayed(events, steps, allocator):
+        event = events[place]
         if event < 0:
             block = blocks[~event]
             if block is not None:

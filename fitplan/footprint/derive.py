@@ -221,14 +221,15 @@ class _Derivation:
     def overheads(self, shapes: Sequence[Shape]) -> tuple[OverheadSample, ...]:
         """What the caching allocator adds to jobs of these shapes and one micro-batch."""
         births, later = self._low.births, set()
-        events = []
+        events, steps = [], []
         for event, moment in zip(self._low.events, self._low.moments, strict=True):
             if event >= 0 and (moment.micro_batch or births[event].per_extra_batch):
                 later.add(event)
             elif event >= 0 or ~event not in later:
                 events.append(event)
+                steps.append(moment.step)
         emptied = {number for number, birth in enumerate(births) if birth.allocation.op == EMPTY_CACHE}
-        return tuple(replayed(self._sizes(shape), events, shape, emptied) for shape in shapes)
+        return tuple(replayed(self._sizes(shape), events, steps, shape, emptied) for shape in shapes)
 
     def _sizes(self, shape: Shape) -> list[int]:
         """The size of every allocation at a shape."""

@@ -35,16 +35,20 @@ class OverheadSample:
         return self.batch_size * self.seq_len
 
 
-def replayed(sizes: Sequence[int], events: Sequence[int], shape: Shape, emptied: Container[int]) -> OverheadSample:
+def replayed(
+    sizes: Sequence[int], events: Sequence[int], steps: Sequence[int], shape: Shape, emptied: Container[int]
+) -> OverheadSample:
     """What the allocator adds to a job of this shape, whose blocks have these sizes.
 
-    ``emptied`` are the births, of no bytes, at which its cache is emptied.
+    ``steps`` tells in which optimizer step each event is; ``emptied`` are the births, of no bytes, at which the cache
+    is emptied.
     """
     from fitplan.allocator.replay import replay_events  # a shipped answer replays nothing, and starts sooner
     from fitplan.allocator.settings import EXPANDABLE, PLAIN
 
     plain, expandable = (
-        replay_events(sizes, events, settings, emptied=emptied).overhead for settings in (PLAIN, EXPANDABLE)
+        replay_events(sizes, events, settings, steps=steps, emptied=emptied).overhead
+        for settings in (PLAIN, EXPANDABLE)
     )
     return OverheadSample(shape.batch_size, shape.seq_len, plain, expandable)
 

@@ -143,6 +143,11 @@ class Trace:
         """The allocations, of no bytes, that stand for an emptied cache."""
         return frozenset(number for number, one in enumerate(self.allocations) if one.op == EMPTY_CACHE)
 
+    @property
+    def steps(self) -> list[int]:
+        """For each event, the optimizer step in which it happened."""
+        return [moment.step for moment in self.moments]
+
     def born(self, allocation: Allocation, moment: Moment) -> int:
         """Append a birth; the number of the allocation."""
         self.allocations.append(allocation)

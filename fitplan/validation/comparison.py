@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fitplan.allocator.caching import CachingAllocator
+from fitplan.allocator.replay import places_replayed
 from fitplan.allocator.settings import AllocatorSettings
 from fitplan.phase import Phase
 from fitplan.trace.events import CUBLAS_CREATE, EMPTY_CACHE, Trace
@@ -35,7 +36,8 @@ def predicted_phases(trace: Trace, *, expandable: bool) -> tuple[PhaseMemory, ..
     blocks: dict[int, Any] = {}
     peaks: dict[tuple[Phase, int], list[int]] = {}
     now = (0, 0, 0)
-    for event, moment in zip(trace.events, trace.moments, strict=True):
+    for place in places_replayed(trace.events, trace.steps, allocator):
+        event, moment = trace.events[place], trace.moments[place]
         most = peaks.setdefault((moment.phase, moment.step), list(now))
         if event >= 0:
             if size := trace.allocations[event].size:
