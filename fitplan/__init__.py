@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fitplan.errors import NoUsableGpu as NoUsableGpu
     from fitplan.errors import RehearsalImpossible as RehearsalImpossible
     from fitplan.errors import SetupConflict as SetupConflict
+    from fitplan.errors import TraceFailed as TraceFailed
     from fitplan.errors import ValidationFailed as ValidationFailed
     from fitplan.explanation import Explanation as Explanation
     from fitplan.fitmap import FitMap as FitMap
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from fitplan.setup import Task as Task
     from fitplan.setup import TrainingSetup as TrainingSetup
     from fitplan.trace.events import Category as Category
+    from fitplan.tracer import tracing_here as tracing_here
     from fitplan.validation.report import ValidationReport as ValidationReport
     from fitplan.verdict import Fit as Fit
     from fitplan.verdict import Verdict as Verdict
@@ -83,6 +85,7 @@ _HOMES = {
     "RehearsalReport": "fitplan.rehearsal.report",
     "SetupConflict": "fitplan.errors",
     "Task": "fitplan.setup",
+    "TraceFailed": "fitplan.errors",
     "TrainingSetup": "fitplan.setup",
     "ValidationFailed": "fitplan.errors",
     "ValidationReport": "fitplan.validation.report",
@@ -94,6 +97,7 @@ _HOMES = {
     "explain": "fitplan.api",
     "fit_map": "fitplan.api",
     "rehearse": "fitplan.api",
+    "tracing_here": "fitplan.tracer",
     "validate": "fitplan.api",
 }
 

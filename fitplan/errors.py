@@ -7,7 +7,9 @@
     │   ├── SetupConflict      two settings contradict each other
     │   └── DeviceNotFound     no GPU under that name
     │       └── NoUsableGpu    this machine has no such GPU, or it cannot be used (exit code 3)
-    ├── ValidationFailed       a validation run did not come to its end (exit code 4)
+    ├── ProcessFailed          a process beside this one did not come to its end
+    │   ├── TraceFailed        the one that traces, as where the machine is out of memory (exit code 2)
+    │   └── ValidationFailed   a validation run (exit code 4)
     ├── MissingDependency      the answer needs a package that is not installed (exit code 2)
     │   └── RehearsalImpossible  this machine or this PyTorch cannot play a GPU that is not there
     └── LibraryMoved           an installed library is not as this version of fitplan knows it (exit code 2)
@@ -70,14 +72,22 @@ class LibraryMoved(FitplanError):
         self.library = library
 
 
-class ValidationFailed(FitplanError):
-    """A validation run did not come to its end: the message says where, and why.
+class ProcessFailed(FitplanError):
+    """Base of what is told of a process that did not come to its end.
 
     Attributes:
-        details: what the run wrote to stderr last, for whoever looks for the cause.
+        details: what it wrote to stderr last, for whoever looks for the cause.
 
     """
 
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)
         self.details = details
+
+
+class TraceFailed(ProcessFailed):
+    """A process that traced was ended from outside, as by a machine that is out of memory."""
+
+
+class ValidationFailed(ProcessFailed):
+    """A validation run did not come to its end: the message says where, and why."""

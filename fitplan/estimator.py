@@ -2,29 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import TYPE_CHECKING
 
 from fitplan.audit import ParameterGroup
-from fitplan.errors import MissingDependency, ModelNotSupported
-from fitplan.footprint.footprint import Footprint, OptimizerFootprint, Piece, piece_at_point
+from fitplan.errors import MissingDependency
+from fitplan.footprint.footprint import Piece
 from fitplan.footprint.job import TrainingJob
-from fitplan.footprint.overhead import replayed
-from fitplan.footprint.size import NoFormula, Numbers, Shape
+from fitplan.footprint.size import Shape
 from fitplan.footprint.store import StoredFootprint, find_cached, find_shipped, keep, why_not_shipped
-from fitplan.memory import MemoryEstimate, estimate_trace
+from fitplan.making import Made, made
+from fitplan.memory import MemoryEstimate
 from fitplan.setup import Optim, TrainingSetup
 from fitplan.trace.events import Category
-from fitplan.tracer import Progress, installed_versions, needed_for, trace_job
-
-if TYPE_CHECKING:
-    from fitplan.footprint.survey import Survey
-    from fitplan.trace.tracing import TracedRun
+from fitplan.tracer import Progress, installed_versions
 
 TRACE = "trace"
-
-T5_BUCKETS = 32
-"""Relative positions that are told apart where the config does not say (transformers ``configuration_t5.py``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +48,11 @@ def answer(job: TrainingJob, *, fresh: bool, progress: Progress) -> Answer:
     stored = None if fresh else find_stored(job, lambda s: s.reaches(job.shape))
     if stored is None:
         try:
-            return _traced(job, progress)
+            stored = StoredFootprint(made(Made.POINT, job, progress), None, TRACE)
         except MissingDependency as error:
             why = "" if fresh else f"{why_not_shipped(job)}; "
             raise MissingDependency(f"{why}{error}") from error
+        keep(job, stored.footprint)
     piece = stored.piece(job.shape)
     assert piece is not None, "what was found holds for the shape"
     return Answer(
@@ -141,29 +133,6 @@ def find_stored(job: TrainingJob, suits: Callable[[StoredFootprint], bool]) -> S
     return found if found is not None and suits(found) else None
 
 
-def _traced(job: TrainingJob, progress: Progress) -> Answer:
-    """A trace of this very shape, which is kept for the next time."""
-    run = trace_job(job.model, job.setup, job.capability, progress)
-    versions = installed_versions(job.setup)
-    piece = piece_at_point(
-        estimate_trace(run.trace),
-        run.parameters,
-        job.shape,
-        job.capability,
-        replayed(
-            [a.size for a in run.trace.allocations], run.trace.events, run.trace.steps, job.shape, run.trace.emptied
-        ),
-    )
-    keep(job, Footprint((piece,), run.attention, run.task, versions))
-    return Answer(
-        estimate=estimate_of(piece, job),
-        parameters=run.parameters,
-        setup=job.setup.with_(attn=run.attention, task=run.task),
-        source=TRACE,
-        versions=versions,
-    )
-
-
 def footprint_of(job: TrainingJob, progress: Progress) -> StoredFootprint:
     """The formula of this setup for jobs of any shape; surveyed and kept if it is not known.
 
@@ -181,89 +150,6 @@ def footprint_of(job: TrainingJob, progress: Progress) -> StoredFootprint:
     stored = find_stored(job, reaches_further)
     if stored is not None:
         return stored
-    footprint = surveyed(job, progress)
+    footprint = made(Made.FORMULA, job, progress)
     keep(job, footprint)
     return StoredFootprint(footprint, None, TRACE)
-
-
-def surveyed(job: TrainingJob, progress: Progress) -> Footprint:
-    """The footprint of a setup with its optimizer, from a handful of traces; where there is no other, for its rank."""
-    try:
-        footprint, optimizer = _survey(job, progress)
-    except NoFormula as error:
-        raise ModelNotSupported(
-            f"the memory of {job.model.name} has no formula with this setup ({error}); "
-            "ask fitplan check for one batch size and length at a time"
-        ) from error
-    return replace(footprint, pieces=tuple(piece.with_optimizer(optimizer) for piece in footprint.pieces))
-
-
-def _survey(job: TrainingJob, progress: Progress) -> tuple[Footprint, OptimizerFootprint]:
-    versions, rank = installed_versions(job.setup), job.shape.lora_r
-    if job.setup.num_virtual_tokens:
-        raise NoFormula("prompts make rows longer than seq_len says")
-    try:
-        return survey_of(job, progress).footprint(versions)
-    except NoFormula:
-        if not rank or job.setup.optim is Optim.ADAMW_TORCH_FUSED:
-            raise
-    optimizer = optimizer_of(job, (rank, rank), progress)
-    usual = job.with_setup(job.setup.with_(optim=Optim.ADAMW_TORCH_FUSED))
-    footprint, _ = survey_of(usual, progress).footprint(versions)
-    return footprint.for_ranks(rank, rank), optimizer
-
-
-def optimizer_of(job: TrainingJob, ranks: tuple[int, int], progress: Progress) -> OptimizerFootprint:
-    """What the optimizer of a setup adds, for these ranks and all between.
-
-    Raises:
-        NoFormula: it has none for all of them, as where it treats small parameters in another way than large ones.
-        MissingDependency: what a trace needs is not installed.
-
-    """
-    with needed_for("tracing a model"):
-        from fitplan.footprint.survey import optimizer_footprint
-    cheaper = job.setup.with_(gradient_checkpointing=False)
-
-    @cache
-    def trace_at(shape: Shape) -> "TracedRun":
-        return trace_job(job.model, shaped(cheaper, shape), job.capability, progress, only_optimizer=True)
-
-    return optimizer_footprint(trace_at, job.capability, ranks)
-
-
-def survey_of(job: TrainingJob, progress: Progress) -> "Survey":
-    """The survey that finds the footprint of a setup.
-
-    Raises:
-        MissingDependency: what a survey needs is not installed.
-
-    """
-    with needed_for("tracing a model"):
-        from fitplan.footprint.survey import LONGEST, Survey
-
-    return Survey(
-        lambda shape: trace_job(job.model, shaped(job.setup, shape), job.capability, progress),
-        job.capability,
-        with_rank=job.shape.lora_r > 0,
-        positions=job.model.positions or LONGEST,
-        turning_points=job.model.windows,
-        numbers=Numbers(
-            loss_pieces=job.model.loss_pieces if job.setup.use_liger_kernel else 0,
-            vocabulary=job.model.text.get("vocab_size") or 0,
-            positions=job.model.rows_of_positions,
-            types=job.model.text.get("type_vocab_size") or 0,
-            buckets=job.model.text.get("relative_attention_num_buckets") or T5_BUCKETS,
-        ),
-    )
-
-
-def shaped(setup: TrainingSetup, shape: Shape) -> TrainingSetup:
-    """The setup with another shape."""
-    rank = {"lora_r": shape.lora_r} if shape.lora_r else {}
-    return setup.with_(
-        batch_size=shape.batch_size,
-        seq_len=shape.seq_len,
-        gradient_accumulation_steps=shape.gradient_accumulation_steps,
-        **rank,
-    )

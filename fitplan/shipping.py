@@ -11,7 +11,6 @@ from typing import Any
 
 from fitplan.cuda import AMPERE
 from fitplan.errors import FitplanError, InputError, LibraryMoved, ModelNotSupported
-from fitplan.estimator import optimizer_of, shaped, survey_of
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.recipe import SOME_DROPOUT, kernels_of
@@ -20,6 +19,7 @@ from fitplan.footprint.store import SHIPPED_NAMES, ShippedFile, digest_of
 from fitplan.memory import estimate_trace
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import Attention, Dtype, Method, MixedPrecision, Optim, TrainingSetup, with_defaults
+from fitplan.surveyor import optimizer_of, shaped, survey_of
 from fitplan.tracer import installed_versions, trace_job
 from fitplan.whole import write_whole
 

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,26 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "bitsandbytes")
 
 Progress = Callable[[str], None]
+
+_HERE: ContextVar[bool] = ContextVar("fitplan_traces_here", default=False)
+
+
+@contextlib.contextmanager
+def tracing_here() -> Iterator[None]:
+    """Inside, this thread traces in its own process, not in one beside it (:mod:`fitplan.making`).
+
+    That spares the import of torch where it is there already, and is for programs that do nothing else meanwhile.
+    """
+    token = _HERE.set(True)
+    try:
+        yield
+    finally:
+        _HERE.reset(token)
+
+
+def traces_here() -> bool:
+    """Whether it is traced in this process."""
+    return _HERE.get()
 
 
 def installed_versions(setup: TrainingSetup | None = None) -> dict[str, str]:

@@ -273,9 +273,9 @@ def test_a_report_compares_all_four_quantities(
 def test_what_libraries_print_is_no_answer() -> None:
     """Those in C write to the file, past ``sys.stdout``."""
     code = (
-        "import os, sys\nfrom fitplan.validation.child import answer\n"
+        "import os, sys\nfrom fitplan.process import serve\n"
         "def run(question, say):\n os.write(1, b'from C')\n print('from Python')\n say(answer=question)\n"
-        "sys.exit(answer(run))"
+        "sys.exit(serve(run))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": _root()}, text=True,

@@ -9,7 +9,6 @@ from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitplan.estimator import surveyed
 from fitplan.footprint.derive import NotAlike
 from fitplan.footprint.document import footprint_from_dict, footprint_to_dict
 from fitplan.footprint.footprint import Footprint, Piece, piece_at_point
@@ -20,6 +19,7 @@ from fitplan.memory import MemoryEstimate, estimate_trace
 from fitplan.models.catalog import catalog
 from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.setup import Optim, TrainingSetup
+from fitplan.surveyor import surveyed
 from fitplan.tracer import trace_job
 
 A100, H100 = (8, 0), (9, 0)

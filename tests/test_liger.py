@@ -9,7 +9,6 @@ from families import FAMILIES
 
 import fitplan
 from fitplan.errors import InputError, MissingDependency
-from fitplan.estimator import shaped, surveyed
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.recipe import shape_of
 from fitplan.footprint.size import Numbers, Shape, Size, lengths_of, loss_piece, size_through
@@ -17,6 +16,7 @@ from fitplan.memory import estimate_trace
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 from fitplan.step.architecture import load_config
+from fitplan.surveyor import shaped, surveyed
 from fitplan.trace import tracing
 from fitplan.trace.events import Category, Trace
 from fitplan.trace.kernels import Gpu

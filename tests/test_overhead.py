@@ -5,13 +5,13 @@ from families import FAMILIES
 
 from fitplan.allocator.replay import replay
 from fitplan.allocator.settings import EXPANDABLE, PLAIN
-from fitplan.estimator import survey_of
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.overhead import OverheadSample, overhead_at
 from fitplan.footprint.size import Shape
 from fitplan.memory import AllocatorOverhead
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
+from fitplan.surveyor import survey_of
 from fitplan.tracer import trace_job
 from fitplan.units import MIB
 

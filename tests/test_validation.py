@@ -18,12 +18,13 @@ from families import FAMILIES
 from real_runs import batch_bytes
 
 import fitplan
+from fitplan import process
 from fitplan.cli.main import main
 from fitplan.errors import InputError, ValidationFailed
 from fitplan.setup import TrainingSetup
 from fitplan.trace.events import Trace
 from fitplan.tracer import trace_job
-from fitplan.validation import process, records, runner
+from fitplan.validation import records, runner
 from fitplan.validation.comparison import predicted_phases
 from fitplan.validation.job import Job, Measurement, OutOfMemory
 from fitplan.validation.process import measure

@@ -16,6 +16,7 @@ from fitplan.cli.console import (
 )
 from fitplan.cli.parser import make_parser
 from fitplan.errors import FitplanError, NoUsableGpu, ValidationFailed
+from fitplan.tracer import tracing_here
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain("no command is given; see fitplan --help")
         return EXIT_BAD_INPUT
     try:
-        code: int = run(**options)
+        with tracing_here():  # this process is there for nothing else
+            code: int = run(**options)
         sys.stdout.flush()
         return code
     except NoUsableGpu as error:

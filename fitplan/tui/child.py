@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitplan.errors import FitplanError
+from fitplan.process import GRACE_SECONDS
 from fitplan.tui import PROGRESS
 from fitplan.validation.job import Expectation, PhaseMemory
-from fitplan.validation.process import GRACE_SECONDS
 
 ERROR_PREFIX = "fitplan: error: "
 WRITTEN = (0, 1)

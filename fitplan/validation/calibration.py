@@ -13,7 +13,7 @@ from typing import Any
 from fitplan.cuda import cublas_workspace
 from fitplan.devices.context import own_contexts
 from fitplan.errors import InputError, NoUsableGpu
-from fitplan.validation.process import Child
+from fitplan.validation.process import child_for_run
 from fitplan.validation.runner import Target, find_gpu
 from fitplan.whole import write_whole
 
@@ -66,7 +66,7 @@ def measure_gpu(target: Target, timeout: float) -> Calibration:
     assert gpu is not None, "there is nothing to measure on the CPU"
     context, skipped = None, {}
     kernels: list[Kernel] = []
-    with Child("fitplan.validation.calibration_child", target.environment) as child:
+    with child_for_run("fitplan.validation.calibration_child", target.environment) as child:
         child.ask({}, timeout)
         while "done" not in (said := child.hear()):
             if "workspace" in said:

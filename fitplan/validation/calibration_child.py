@@ -6,8 +6,8 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from fitplan.phase import Phase
-from fitplan.tracer import installed_versions
-from fitplan.validation.child import Say, answer
+from fitplan.process import Say, serve
+from fitplan.tracer import installed_versions, needed_for, quiet
 from fitplan.validation.job import Job
 
 TINY = {
@@ -82,5 +82,16 @@ def _calibrate(_question: dict[str, Any], say: Say) -> None:
     say(done={"versions": installed_versions() | driver_versions()})
 
 
+def main() -> int:
+    """Measure the GPU; 0 if that was possible."""
+
+    def answer(question: dict[str, Any], say: Say) -> None:
+        with needed_for("a validation run"):
+            _calibrate(question, say)
+
+    with quiet():
+        return serve(answer)
+
+
 if __name__ == "__main__":
-    sys.exit(answer(_calibrate))
+    sys.exit(main())

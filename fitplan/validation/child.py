@@ -7,60 +7,20 @@ On stdout goes one JSON object a line: ``{"phase": …}`` for each phase that is
 ``{"out_of_memory": …}`` or ``{"error": …}``. On stderr goes what libraries print, and where an error comes from.
 """
 
-import json
-import os
 import sys
-import threading
-import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from fitplan.errors import FitplanError
+from fitplan.process import Say, serve
 from fitplan.tracer import installed_versions, needed_for, quiet
 from fitplan.validation.job import Job, PhaseMemory
-
-Say = Callable[..., None]
 
 
 def main() -> int:
     """Run the job; 0 if it ran, ran out of memory included."""
-    return answer(lambda question, say: _run(Job.from_dict(question), say), _get_ready)
-
-
-def answer(run: Callable[[dict[str, Any], Say], None], get_ready: Callable[[], None] = lambda: None) -> int:
-    """Get ready, then let ``run`` answer the question on stdin; the exit code."""
-    channel = _own_channel()
-
-    def say(**what: Any) -> None:
-        print(json.dumps(what), file=channel, flush=True)
-
-    try:
-        with quiet(), needed_for("a validation run"):
-            get_ready()
-            line = sys.stdin.readline()
-            if not line:  # nobody asks any more
-                return 1
-            threading.Thread(target=_leave_with_parent, daemon=True).start()
-            run(json.loads(line), say)
-    except FitplanError as error:
-        say(error=str(error))
-        return 1
-    except Exception as error:  # whatever a library raises inside the step is the result of this run
-        traceback.print_exc()
-        sys.stderr.flush()
-        say(error=f"the run failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        return 1
-    return 0
-
-
-def _own_channel() -> Any:
-    """Stdout as it is, which from now on is stderr: what libraries print there, those in C too, is no answer."""
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    sys.stdout = sys.stderr
-    return channel
+    with quiet():
+        return serve(_answer, _get_ready)
 
 
 def _get_ready() -> None:
@@ -70,10 +30,9 @@ def _get_ready() -> None:
             import_module(name)
 
 
-def _leave_with_parent() -> None:
-    while os.read(0, 1024):  # not through sys.stdin, whose lock would be held when Python ends
-        pass
-    os._exit(1)
+def _answer(question: dict[str, Any], say: Say) -> None:
+    with needed_for("a validation run"):
+        _run(Job.from_dict(question), say)
 
 
 def _run(job: Job, say: Say) -> None:

@@ -17,6 +17,7 @@ from fitplan.devices.detect import MigSlice, choose, detect, means_this_machine,
 from fitplan.devices.device import Device, find_device
 from fitplan.errors import InputError, NoUsableGpu
 from fitplan.models.resolve import ModelConfig
+from fitplan.process import Child
 from fitplan.rehearsal.build import stand_ins_for, torch_of
 from fitplan.rehearsal.launch import FOLDER_VARIABLE, environment
 from fitplan.setup import TrainingSetup
@@ -36,7 +37,7 @@ from fitplan.validation.comparison import (
     quantities,
 )
 from fitplan.validation.job import Expectation, Job, Measurement, PhaseMemory, Runner
-from fitplan.validation.process import RUNS_JOBS, Child, measure
+from fitplan.validation.process import RUNS_JOBS, child_for_run, measure
 from fitplan.validation.report import ValidationReport
 
 CPU, CUDA = "cpu", "cuda"
@@ -219,7 +220,7 @@ class RunProcess:
 
     def __init__(self, target: Target, *, expandable: bool) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="fitplan-")
-        self.child = Child(
+        self.child = child_for_run(
             RUNS_JOBS,
             {
                 **target.environment,

@@ -1,0 +1,243 @@
+"""Processes that are asked in lines of JSON and answer in lines of JSON: whoever asks, and whoever is asked.
+
+Whoever asks sees to it that the process is gone afterwards, whatever happens. On stdout goes one JSON object a line, on
+stderr what libraries print and where an error comes from.
+"""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Self
+
+from fitplan.errors import FitplanError
+from fitplan.units import counted
+
+GRACE_SECONDS = 5
+"""Between asking a process to end and killing it."""
+
+LAST_LINES = 60
+"""Of what a process wrote to stderr, as the details of its failure: a traceback fits."""
+
+Say = Callable[..., None]
+
+
+# --- whoever asks -----------------------------------------------------------------------------------------------------
+
+
+class Child:
+    """A process that is asked a question, a line of JSON, and answers in lines of JSON.
+
+    It may be started (:meth:`start`) before there is a question, and gets ready for it then.
+
+    Args:
+        module: what it runs; :func:`serve` is its part of this.
+        environment: variables beside those of this process.
+        what: what it does, as in ``"the run"``.
+        failure: makes the error that is raised if it does not come to its end, of a sentence and what it wrote last.
+
+    """
+
+    def __init__(
+        self, module: str, environment: Mapping[str, str], *, what: str, failure: Callable[[str, str], FitplanError]
+    ) -> None:
+        self._module, self._what, self._failure = module, what, failure
+        path = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), _python_path())))
+        self._environment = {**os.environ, **environment, "PYTHONPATH": path}
+        self._process: subprocess.Popen[str] | None = None
+        self._timer: threading.Timer | None = None
+        self._timeout, self._late = 0.0, threading.Event()
+        self._where: Callable[[], str] = lambda: "before it answered"
+        self._complaints: list[str] = []
+
+    def start(self) -> None:
+        """Start the process; it ends with this one."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", self._module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",  # what libraries write to stderr may be anything
+            env=self._environment,
+            start_new_session=True,  # Ctrl-C reaches the parent only, which ends the child
+        )
+        self._listener = threading.Thread(target=_drain, args=(self._process.stderr, self._complaints), daemon=True)
+        self._listener.start()
+
+    def __enter__(self) -> Self:
+        if self._process is None:
+            self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._process is not None:
+            _end(self._process)
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close this end of what connects the two, and leave the process alone."""
+        for stream in (self._running.stdin, self._running.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):  # closing writes what is left
+                    stream.close()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it can be asked."""
+        return self._process is not None and self._process.poll() is None
+
+    def ask(
+        self, question: Mapping[str, Any], timeout: float | None = None, where: Callable[[], str] | None = None
+    ) -> None:
+        """Put the question; the answer must be complete after ``timeout`` seconds. ``where`` says how far it is."""
+        process = self._running
+        self._where = where or self._where
+        if timeout is not None:
+            self._timeout = timeout
+            self._timer = threading.Timer(timeout, self._end_late)
+            self._timer.daemon = True
+            self._timer.start()
+        with suppress(BrokenPipeError):  # it has ended already; its exit code tells
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()  # and stays open: the run ends with this process
+
+    def hear(self) -> dict[str, Any]:
+        """What it says next.
+
+        Raises:
+            FitplanError: it tells of an error, or says no more; of the kind that is made of failures.
+
+        """
+        stdout = self._running.stdout
+        assert stdout is not None
+        line = stdout.readline()
+        if not line.endswith("\n"):  # no more, or killed in the middle of a sentence
+            raise self._failure(self._why(), self._last_words())
+        said: dict[str, Any] = json.loads(line)
+        if "error" in said:
+            raise self._failure(said["error"], self._last_words())
+        return said
+
+    @property
+    def _running(self) -> subprocess.Popen[str]:
+        assert self._process is not None, "it is started first"
+        return self._process
+
+    def _end_late(self) -> None:
+        self._late.set()
+        _end(self._running)
+
+    def _why(self) -> str:
+        """Why it says no more."""
+        code, where = self._running.wait(), self._where()
+        if self._late.is_set():
+            passed = counted(self._timeout, "second")
+            return f"{self._what} was ended {where}: {passed} had passed; give it more with timeout"
+        if code < 0:
+            hint = "; the machine may be out of memory" if -code == signal.SIGKILL else ""
+            return f"{self._what} was killed by {signal.Signals(-code).name} {where}{hint}"
+        last = next(
+            (line.strip() for line in reversed(self._last_words().splitlines()) if line.strip()), "it said nothing"
+        )
+        return f"{self._what} ended with exit code {code} {where}: {last}"
+
+    def _last_words(self) -> str:
+        """The end of what it wrote to stderr, once it has ended."""
+        with suppress(subprocess.TimeoutExpired):
+            self._running.wait(GRACE_SECONDS)
+        self._listener.join(GRACE_SECONDS)
+        return "".join(self._complaints[-LAST_LINES:])
+
+
+def _python_path() -> str:
+    """Where this process finds its packages, a checkout that is not installed among them."""
+    own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([*filter(None, own), *(path or os.getcwd() for path in sys.path)]))  # noqa: PTH109
+
+
+def _drain(stream: Any, into: list[str]) -> None:
+    with stream:
+        into.extend(stream)
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """Ask it to end, then make it; with all that it has started."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        if child.poll() is not None:
+            break
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, how)
+        while child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        deadline += GRACE_SECONDS
+
+
+# --- whoever is asked -------------------------------------------------------------------------------------------------
+
+
+def serve(
+    run: Callable[[dict[str, Any], Say], None], get_ready: Callable[[], None] = lambda: None, *, again: bool = False
+) -> int:
+    """Get ready, then let ``run`` answer the question on stdin, or with ``again`` one after the other; the exit code.
+
+    The process leaves when stdin is closed, as it is when the process that started it ends, whatever way.
+    """
+    channel = _own_channel()
+
+    def say(**what: Any) -> None:
+        print(json.dumps(what), file=channel, flush=True)
+
+    try:
+        get_ready()
+        questions = _questions()
+        while (question := questions.get()) is not None:
+            run(question, say)
+            if not again:
+                return 0
+    except FitplanError as error:
+        say(error=str(error))
+    except Exception as error:  # whatever a library raises inside the step is the result of this run
+        traceback.print_exc()
+        sys.stderr.flush()
+        say(error=f"the run failed with {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return 1
+
+
+def _own_channel() -> Any:
+    """Stdout as it is, which from now on is stderr: what libraries print there, those in C too, is no answer."""
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = sys.stderr
+    return channel
+
+
+def _questions() -> "queue.SimpleQueue[dict[str, Any] | None]":
+    """What is asked, line by line; ``None`` if nobody asks. A process that was asked leaves with who asked it."""
+    found: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def listen() -> None:
+        asked, rest = False, b""
+        while read := os.read(0, 2**16):  # not through sys.stdin, whose lock would be held when Python ends
+            *lines, rest = (rest + read).split(b"\n")
+            for line in lines:
+                found.put(json.loads(line))
+                asked = True
+        if asked:
+            os._exit(1)
+        found.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    return found
