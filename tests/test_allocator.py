@@ -113,11 +113,11 @@ def test_the_smallest_block_that_fits_is_taken() -> None:
     assert allocator.reserved == 42 * MIB
 
 
-def test_of_two_equal_blocks_the_lower_is_taken() -> None:
+def test_of_two_equal_blocks_the_lower_is_taken_which_lies_in_the_later_segment() -> None:
     allocator = CachingAllocator()
-    low, high = _malloc(allocator, 12 * MIB, 12 * MIB)
-    assert low.address < high.address
-    _free(allocator, high, low)
+    high, low = _malloc(allocator, 12 * MIB, 12 * MIB)
+    assert low.address == high.address - 12 * MIB
+    _free(allocator, low, high)
     assert _malloc(allocator, 12 * MIB)[0].address == low.address
 
 

@@ -7,8 +7,11 @@ segment as if it came from ``cudaMalloc``, when a split limit or a garbage colle
 
 What the model leaves out, knowingly:
 - One stream. Blocks that other streams use, CUDA graphs and memory pools of the user have no counterpart.
-- Addresses. Where ``cudaMalloc`` puts a segment cannot be known; here addresses only grow. Of two cached blocks of the
-  same size the lower one is taken, so in such a tie another segment may stay whole, and be given back, than in reality.
+- Addresses. Of two cached blocks of the same size the lower one is taken (``BlockComparatorSize``), so where
+  ``cudaMalloc`` puts a segment decides what is left whole. It is documented nowhere; here each segment lies below the
+  one before. Of 68 jobs that were run on an H100 (driver 580.159, torch 2.11, ``profiles/measured``) 65 then reserve
+  what was measured to within 0.43 %, most to within 2 MiB, and the others, of flan-t5, to within 1.1 %; with rising
+  addresses nine are off by 0.7 to 6.2 %. Addresses that were given back are not used again.
 - An expandable segment never runs out of addresses (in reality it has 1 1/8 times the memory of the GPU).
 - A limit is taken for what the driver can give. A limit that the program sets itself
   (``set_per_process_memory_fraction``) differs in one point: with expandable segments PyTorch then compares it with the
@@ -54,7 +57,7 @@ class CachingAllocator:
             _UNLIMITED if expandable or self._max_split is None else self._max_split,
         )
         self._plain = not expandable and self._max_split is None
-        self._next_address = LARGE_SEGMENT
+        self._lowest_address = _UNLIMITED
         self._segments = 0
         self._idle = 0
         self.allocated = self.requested = self.reserved = self.releases_under_pressure = 0
@@ -171,8 +174,8 @@ class CachingAllocator:
         if not self._reserve(segment):
             return None
         self._segments += 1
-        self._next_address += segment
-        return Block(pool, self._next_address - segment, segment)
+        self._lowest_address -= segment
+        return Block(pool, self._lowest_address, segment)
 
     def _reserve(self, size: int) -> bool:
         if self._limit is not None and self.reserved + size > self._limit:

@@ -153,11 +153,11 @@ Kind fitplan_kind(const void *address, int *device) {
   return kind;
 }
 
-/* Addresses rise, as on a GPU: of free blocks of one size PyTorch's allocator takes the one at the lowest address
- * (c10/cuda/CUDACachingAllocator.cpp, BlockComparatorSize), and Linux hands out falling ones. From here on nothing is
- * mapped by anybody else; what is taken nevertheless is passed over. */
-static uintptr_t next_address = 0x600000000000;
-static const uintptr_t last_address = 0x6f0000000000;
+/* Addresses fall, as on a GPU (fitplan/allocator/caching.py has how that was found): of free blocks of one size PyTorch's
+ * allocator takes the one at the lowest address (c10/cuda/CUDACachingAllocator.cpp, BlockComparatorSize). From here on
+ * nothing is mapped by anybody else; what is taken nevertheless is passed over. */
+static uintptr_t next_address = 0x6f0000000000;
+static const uintptr_t last_address = 0x600000000000;
 
 static void *map_at(char *address, size_t bytes) {
   int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
@@ -172,8 +172,8 @@ void *fitplan_map(size_t bytes, Kind kind, int device) {
   size_t whole = (bytes + GRANULE - 1) & ~(GRANULE - 1);
   void *mapped = NULL;
   while (!mapped) {
-    uintptr_t address = __sync_fetch_and_add(&next_address, whole);
-    if (address + whole > last_address) return NULL;
+    uintptr_t address = __sync_sub_and_fetch(&next_address, whole);
+    if (address < last_address) return NULL;
     mapped = map_at((char *)address, bytes);
   }
   fitplan_enter_range(mapped, bytes, kind, device);
