@@ -76,7 +76,8 @@ def scaled_dot_product_attention(
             return _flash(query, key, value, dropout_p, is_causal, scale)
         case "efficient":
             return _memory_efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
-    return _math(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)[0]
+    mask = _float_mask(attn_mask, query)  # which outlives what the steps below make
+    return _math(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa)[0]
 
 
 CUDNN_FIRST_SINCE = (2, 10)
@@ -165,13 +166,13 @@ def _math(
     mask is added in place; to meta tensors, as to all that look like a subclass, PyTorch's own steps add it beside.
     """
     factor = (scale if scale is not None else query.shape[-1] ** -0.5) ** 0.5
-    mask = _float_mask(mask, query)
     # whatever is made here is there until the end, so nothing takes the name of another
-    whole = (query, key, value, mask)
+    whole = (query, key, value)
     if query.dtype in (torch.float16, torch.bfloat16):  # ``allowFP16BF16ReductionMathSDP``
-        whole = (query.float(), key.float(), value.float(), None if mask is None else mask.float())
-    queries, keys, values_, added = whole
+        whole = (query.float(), key.float(), value.float())
+    queries, keys, values_ = whole
     scaled = queries * factor
+    added = mask  # in its own type
     if is_causal:
         lower = query.new_ones((query.shape[-2], key.shape[-2]), dtype=torch.bool).tril()
         added = _float_mask(lower, queries)
