@@ -35,6 +35,16 @@ def cublas_workspace(capability: tuple[int, int]) -> int:
     return 32 * MIB if capability[0] in (9, 10, 12) else 2 * 4096 * 1024 + 8 * 16 * 1024
 
 
+def resident_threads(capability: tuple[int, int]) -> int:
+    """Threads that a multiprocessor of a GPU of that compute capability holds.
+
+    Source: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+    """
+    if capability == (7, 5):
+        return 1024
+    return 1536 if capability in ((8, 6), (8, 7), (8, 9)) or capability[0] == 12 else 2048
+
+
 SMALL_SEGMENT = 2 * MIB
 """What the allocator reserves for requests up to ``LARGE_BLOCK`` (``c10/core/AllocatorConfig.h``, ``kSmallBuffer``)."""
 

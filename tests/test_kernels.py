@@ -16,6 +16,7 @@ from fitplan.trace.kernels import (
     efficient_backward_scratch,
     embedding_backward_scratch,
     flash_backward_scratch,
+    sum_scratch,
 )
 from fitplan.trace.meta import meta_device
 from fitplan.trace.recorder import Recorder
@@ -320,3 +321,40 @@ def test_the_gradient_of_a_softmax_takes_a_product_first() -> None:
         return torch.ops.aten._softmax_backward_data(_empty(60, 65, dtype=F32), _empty(60, 65, dtype=F32), -1, F32)
 
     assert [size for op, size in _operators(run) if "new_empty" in op] == [60 * 65 * 4]
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
+
+H100, T4 = Gpu.exactly((9, 0), 132), Gpu.exactly((7, 5), 40)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "gpu", "sizes"),
+    [
+        # 4 outputs a thread, 32 x 4 threads a block, 16 numbers or more a thread; 4 bytes x columns x blocks x 128
+        (8192, 128, H100, (4 * 128 * 128 * 128, 4)),  # the norm of queries of qwen3-0.6b: 8 MiB measured
+        (4096, 128, H100, (4 * 128 * 64 * 128, 4)),  # that of its keys: 4 MiB measured
+        (2048, 256, H100, (4 * 256 * 32 * 128, 8)),  # gemma-3-1b: 4 MiB measured
+        (2048, 256, T4, (4 * 256 * 32 * 128, 8)),
+        (1020, 4096, H100, (0, 0)),  # 255 numbers a thread
+        (1021, 4096, H100, (4 * 4096 * 16 * 128, 4 * 32)),
+        (8192, 4096, H100, (4 * 4096 * 66 * 128, 4 * 32)),  # 132 x 16 blocks run at once, 32 of them side by side
+        (8192, 4096, T4, (4 * 4096 * 10 * 128, 4 * 32)),  # 40 x 8
+        (65536, 4096, T4, (4 * 4096 * 64 * 128, 4 * 32)),  # no thread adds up more than 256
+        (2048, 128 * 4 * 400, T4, (0, 0)),  # the columns alone keep it busy
+        (65536, 6, H100, (4 * 6 * 32 * 4, 4 * 2)),  # 2 outputs a thread, 2 x 128 threads
+        (65536, 5, H100, (4 * 5 * 32 * 4, 4 * 2)),  # 1 output, 4 x 128 threads
+    ],
+)
+def test_scratch_of_a_sum(rows: int, columns: int, gpu: Gpu, sizes: tuple[int, int]) -> None:
+    assert sum_scratch(rows, columns, gpu) == sizes
+
+
+def test_a_sum_takes_its_scratch_on_one_gpu_only() -> None:
+    def run() -> Any:
+        return _empty(2, 1024, 4, 256).sum((0, 1, 2))
+
+    partial = 4 * 256 * 128 * 128
+    assert _allocated(run, H100) == [2 * 1024 * 4 * 256 * 2, 256 * 2, partial, 8]
+    assert _allocated(run, Gpu((9, 0))) == [2 * 1024 * 4 * 256 * 2, 256 * 2]
+    assert _allocated(lambda: _empty(2, 1024, 1024).sum(-1), H100)[2:] == []

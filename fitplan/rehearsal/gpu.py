@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fitplan.cuda import resident_threads
 from fitplan.devices.context import context_on
 from fitplan.devices.device import Device
 
@@ -15,33 +16,31 @@ class Limits:
     Attributes:
         shared_bytes_per_block: shared memory that a block can be given.
         shared_bytes: shared memory in all.
-        threads: that can be resident.
-        blocks: that can be resident.
+        blocks: that can be resident on a multiprocessor.
 
     """
 
     shared_bytes_per_block: int
     shared_bytes: int
-    threads: int
     blocks: int
 
 
-def _limits(per_block: int, shared: int, threads: int, blocks: int) -> Limits:
-    return Limits(shared_bytes_per_block=per_block * KIB, shared_bytes=shared * KIB, threads=threads, blocks=blocks)
+def _limits(per_block: int, shared: int, blocks: int) -> Limits:
+    return Limits(shared_bytes_per_block=per_block * KIB, shared_bytes=shared * KIB, blocks=blocks)
 
 
 LIMITS = {
-    (6, 0): _limits(48, 64, 2048, 32),
-    (6, 1): _limits(48, 96, 2048, 32),
-    (7, 0): _limits(96, 96, 2048, 32),
-    (7, 5): _limits(64, 64, 1024, 16),
-    (8, 0): _limits(163, 164, 2048, 32),
-    (8, 6): _limits(99, 100, 1536, 16),
-    (8, 9): _limits(99, 100, 1536, 24),
-    (9, 0): _limits(227, 228, 2048, 32),
-    (10, 0): _limits(227, 228, 2048, 32),
-    (10, 3): _limits(227, 228, 2048, 32),
-    (12, 0): _limits(99, 100, 1536, 24),
+    (6, 0): _limits(48, 64, 32),
+    (6, 1): _limits(48, 96, 32),
+    (7, 0): _limits(96, 96, 32),
+    (7, 5): _limits(64, 64, 16),
+    (8, 0): _limits(163, 164, 32),
+    (8, 6): _limits(99, 100, 16),
+    (8, 9): _limits(99, 100, 24),
+    (9, 0): _limits(227, 228, 32),
+    (10, 0): _limits(227, 228, 32),
+    (10, 3): _limits(227, 228, 32),
+    (12, 0): _limits(99, 100, 24),
 }
 """Source: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"."""
 
@@ -61,7 +60,7 @@ def environment_of(device: Device, *, count: int = 1) -> dict[str, str]:
         "MULTIPROCESSORS": device.multiprocessors or DEFAULT_MULTIPROCESSORS,
         "SHARED_BYTES_PER_BLOCK": limits.shared_bytes_per_block,
         "SHARED_BYTES_PER_MULTIPROCESSOR": limits.shared_bytes,
-        "THREADS_PER_MULTIPROCESSOR": limits.threads,
+        "THREADS_PER_MULTIPROCESSOR": resident_threads(device.capability),
         "BLOCKS_PER_MULTIPROCESSOR": limits.blocks,
         "COUNT": count,
     }

@@ -8,13 +8,14 @@ Three kinds of rules, each with its source:
 Scratch is written as what it is: tensors that are allocated before the operator returns and dropped with it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fitplan.cuda import AMPERE, EMBEDDING_PART, EMBEDDING_SORTS_BEYOND
+from fitplan.cuda import AMPERE, EMBEDDING_PART, EMBEDDING_SORTS_BEYOND, resident_threads
 from fitplan.trace import values
 
 aten = torch.ops.aten
@@ -29,19 +30,22 @@ class Gpu:
         multiprocessors: how many there are; as on an A100 (NVIDIA A100 whitepaper) where it is not said.
         asks_cudnn_first: whether attention goes to cuDNN where it can. What it saves and gives is what flash does; the
             scratch memory of its backward is less.
+        is_one: whether it is one GPU as it is. Where it stands for all of its kind, the scratch that depends on how
+            many multiprocessors there are is left out: it is let go at once.
 
     """
 
     capability: tuple[int, int] = (8, 0)
     multiprocessors: int = 108
     asks_cudnn_first: bool = False
+    is_one: bool = False
 
     @classmethod
     def exactly(cls, capability: tuple[int, int], multiprocessors: int | None) -> "Gpu":
         """One GPU as it is, where others stand for all from Ampere on, whose footprints are shared."""
         torch_version = tuple(int(part) for part in torch.__version__.split(".")[:2])
         cudnn_first = capability[0] in (9, 10) and torch_version >= CUDNN_FIRST_SINCE
-        return cls(capability, multiprocessors or cls.multiprocessors, cudnn_first)
+        return cls(capability, multiprocessors or cls.multiprocessors, cudnn_first, multiprocessors is not None)
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -361,6 +365,46 @@ def embedding_backward_scratch(
     return [*starts, gradient.new_empty((parts, gradient.shape[-1]), dtype=torch.float32)]
 
 
+def _sum(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> torch.Tensor:
+    tensor, dims = args[0], args[1] or range(args[0].dim())
+    output: torch.Tensor = func(*args, **kwargs)
+    kept = {dim % tensor.dim() for dim in range(tensor.dim())} - {dim % tensor.dim() for dim in dims}
+    if gpu.is_one and tensor.dim() - 1 in kept and tensor.stride(-1) == 1 and tensor.is_floating_point():
+        scratch = sum_scratch(tensor.numel() // max(1, output.numel()), output.numel(), gpu)
+        partial, finished = (output.new_empty((size,), dtype=torch.uint8) for size in scratch)
+        del partial, finished
+    return output
+
+
+_REDUCING_THREADS, _WARP, _VECTOR = 512, 32, 4
+_LEAST_VALUES, _MOST_VALUES = 16, 256
+
+
+def sum_scratch(rows: int, columns: int, gpu: Gpu) -> tuple[int, int]:
+    """Bytes that the sum over ``rows`` of neighbouring ``columns`` takes for partial sums and for who has finished.
+
+    Where a thread would add up 256 numbers or more, several blocks share a column, and meet in global memory. The
+    partial sums are in float32; each has room for a whole block of outputs.
+
+    Source: pytorch ``aten/src/ATen/native/cuda/Reduce.cuh``, ``setReduceConfig``, ``global_memory_size``,
+    ``semaphore_size``; seen on an H100 (qwen3-0.6b) and rehearsed on a T4 (gemma-3-1b).
+    """
+    vector = math.gcd(columns, _VECTOR)
+    outputs, threads = columns // vector, _REDUCING_THREADS // vector
+    widest, highest = (1 << min(most, threads).bit_length() - 1 for most in (outputs, rows))
+    width = min(widest, _WARP)
+    height = min(highest, threads // width)
+    width = min(widest, threads // height)
+    if rows < min(height * _LEAST_VALUES, _MOST_VALUES):
+        return 0, 0
+    values_, grid = -(-rows // height), -(-outputs // width)
+    room = gpu.multiprocessors * (resident_threads(gpu.capability) // (width * height))
+    if values_ < _MOST_VALUES or grid > room:
+        return 0, 0
+    blocks = max(min(-(-room // grid), -(-values_ // _LEAST_VALUES)), -(-values_ // _MOST_VALUES))
+    return (4 * columns * blocks * width * vector, 4 * grid) if blocks > 1 else (0, 0)
+
+
 # --- bitsandbytes -----------------------------------------------------------------------------------------------------
 
 
@@ -493,6 +537,7 @@ def cuda_kernels() -> dict[Any, Kernel]:
         aten.embedding_dense_backward.default: _embedding_backward,
         aten._safe_softmax.default: _safe_softmax,
         aten._softmax_backward_data.default: _softmax_backward,
+        aten.sum.dim_IntList: _sum,
     }
     if hasattr(aten, "_scaled_dot_product_cudnn_attention_backward"):
         table[aten._scaled_dot_product_cudnn_attention_backward.default] = _cudnn_backward
