@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fitplan.allocator.blocks import Block
-from fitplan.allocator.caching import CachingAllocator
+from fitplan.allocator.caching import CachingAllocator, takes_oldest_first
 from fitplan.allocator.replay import replay
 from fitplan.allocator.settings import AllocatorSettings
 from fitplan.errors import InputError
@@ -113,12 +113,24 @@ def test_the_smallest_block_that_fits_is_taken() -> None:
     assert allocator.reserved == 42 * MIB
 
 
-def test_of_two_equal_blocks_the_lower_is_taken_which_lies_in_the_later_segment() -> None:
-    allocator = CachingAllocator()
-    high, low = _malloc(allocator, 12 * MIB, 12 * MIB)
-    assert low.address == high.address - 12 * MIB
-    _free(allocator, low, high)
-    assert _malloc(allocator, 12 * MIB)[0].address == low.address
+@pytest.mark.parametrize("oldest_first", [True, False])
+def test_of_two_equal_blocks_the_older_is_taken_or_the_lower_which_is_the_newer(oldest_first: bool) -> None:
+    allocator = CachingAllocator(oldest_first=oldest_first)
+    first, second = _malloc(allocator, 12 * MIB, 12 * MIB)
+    _free(allocator, *((second, first) if oldest_first else (first, second)))
+    taken = _malloc(allocator, 12 * MIB)[0]
+    assert taken.address == (first if oldest_first else second).address
+    allocator = CachingAllocator(oldest_first=oldest_first)
+    lower, between, upper = _malloc(allocator, 6 * MIB, 6 * MIB, 6 * MIB)
+    assert lower.address < between.address < upper.address, "in one segment"
+    _free(allocator, upper, lower)
+    assert _malloc(allocator, 6 * MIB)[0].address == lower.address
+
+
+@pytest.mark.parametrize(("installed", "oldest"), [("2.11.0+cu130", False), ("2.12.0", True), ("2.14.1+cpu", True)])
+def test_the_installed_torch_says_which(installed: str, oldest: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fitplan.allocator.caching.version", lambda _: installed)
+    assert takes_oldest_first.__wrapped__() == oldest
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 2, 1), (1, 0, 2)])

@@ -5,13 +5,17 @@ there. Read at pytorch 001074d2, ethanwee1/pytorch 0488bc43 and huydhn/pytorch 8
 about torch 2.5, 2.7 and 2.13. They agree on every rule below but one: the first also tries to give back an expandable
 segment as if it came from ``cudaMalloc``, when a split limit or a garbage collection threshold is set (PR 134338).
 
+Of two cached blocks of one size, which is taken decides what stays whole, and so what is reserved later. From torch 2.12
+on it is the one whose segment was taken from the driver first, and the lower one within a segment (pytorch PR 178362 and
+183591; seen in rehearsals with 2.11 to 2.14). Before, it was the lower one altogether (``BlockComparatorSize``), so that
+it matters where ``cudaMalloc`` puts a segment. That is documented nowhere; here each lies below the one before. Of 68 jobs
+that were run on an H100 (driver 580.159, torch 2.11, ``profiles/measured``) 65 then reserve what was measured to within
+0.43 %, most to within 2 MiB, and the others, of flan-t5, to within 1.1 %; with rising addresses nine are off by 0.7 to
+6.2 %. The newer rule is played by addresses that rise.
+
 What the model leaves out, knowingly:
 - One stream. Blocks that other streams use, CUDA graphs and memory pools of the user have no counterpart.
-- Addresses. Of two cached blocks of the same size the lower one is taken (``BlockComparatorSize``), so where
-  ``cudaMalloc`` puts a segment decides what is left whole. It is documented nowhere; here each segment lies below the
-  one before. Of 68 jobs that were run on an H100 (driver 580.159, torch 2.11, ``profiles/measured``) 65 then reserve
-  what was measured to within 0.43 %, most to within 2 MiB, and the others, of flan-t5, to within 1.1 %; with rising
-  addresses nine are off by 0.7 to 6.2 %. Addresses that were given back are not used again.
+- Addresses that were given back are not used again.
 - An expandable segment never runs out of addresses (in reality it has 1 1/8 times the memory of the GPU).
 - A limit is taken for what the driver can give. A limit that the program sets itself
   (``set_per_process_memory_fraction``) differs in one point: with expandable segments PyTorch then compares it with the
@@ -19,6 +23,8 @@ What the model leaves out, knowingly:
 """
 
 from bisect import bisect_left
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 from fitplan.allocator.blocks import ADDRESS_BITS, Block, Pool
 from fitplan.allocator.settings import AllocatorSettings
@@ -26,6 +32,18 @@ from fitplan.cuda import GRANULE, LARGE_BLOCK, LARGE_SEGMENT, SMALL_SEGMENT, rou
 
 _ADDRESS_SPACE = 2 ** (ADDRESS_BITS - 4)
 _UNLIMITED = 2 ** (ADDRESS_BITS - 2)
+
+OLDEST_FIRST_SINCE = (2, 12)
+
+
+@cache
+def takes_oldest_first() -> bool:
+    """Whether the installed torch tells equal blocks apart by age; the newest does where none is installed."""
+    try:
+        major, minor = version("torch").split(".")[:2]
+    except PackageNotFoundError:
+        return True
+    return (int(major), int(minor)) >= OLDEST_FIRST_SINCE
 
 
 class CachingAllocator:
@@ -40,8 +58,18 @@ class CachingAllocator:
 
     """
 
-    def __init__(self, settings: AllocatorSettings | None = None, limit_bytes: int | None = None) -> None:
-        """An allocator that the driver gives no more than ``limit_bytes``; ``None`` is no limit."""
+    def __init__(
+        self,
+        settings: AllocatorSettings | None = None,
+        limit_bytes: int | None = None,
+        *,
+        oldest_first: bool | None = None,
+    ) -> None:
+        """An allocator that the driver gives no more than ``limit_bytes``; ``None`` is no limit.
+
+        ``oldest_first`` is how equal blocks are told apart: by the age of their segments, or by address; as the
+        installed torch does it where nothing is said.
+        """
         settings = settings or AllocatorSettings()
         expandable = settings.expandable_segments
         self._expandable = expandable
@@ -57,7 +85,8 @@ class CachingAllocator:
             _UNLIMITED if expandable or self._max_split is None else self._max_split,
         )
         self._plain = not expandable and self._max_split is None
-        self._lowest_address = _UNLIMITED
+        self._oldest_first = takes_oldest_first() if oldest_first is None else oldest_first
+        self._next_address = _UNLIMITED
         self._segments = 0
         self._idle = 0
         self.allocated = self.requested = self.reserved = self.releases_under_pressure = 0
@@ -174,8 +203,11 @@ class CachingAllocator:
         if not self._reserve(segment):
             return None
         self._segments += 1
-        self._lowest_address -= segment
-        return Block(pool, self._lowest_address, segment)
+        if self._oldest_first:
+            self._next_address += segment
+            return Block(pool, self._next_address - segment, segment)
+        self._next_address -= segment
+        return Block(pool, self._next_address, segment)
 
     def _reserve(self, size: int) -> bool:
         if self._limit is not None and self.reserved + size > self._limit:

@@ -175,6 +175,7 @@ def _math(
     if query.dtype in (torch.float16, torch.bfloat16):  # ``allowFP16BF16ReductionMathSDP``
         whole = (query.float(), key.float(), value.float())
     queries, keys, values_ = whole
+    del whole
     scaled = queries * factor
     added = mask  # in its own type
     if is_causal:
@@ -193,6 +194,14 @@ def _math(
     told = weights.to(query.dtype)
     output = (weights @ all_values).to(query.dtype)
     del weights
+    # as in C++ what was declared last goes first: of equal blocks the one that is let go last is not the next one taken
+    del all_values
+    del all_keys
+    del scaled
+    del added
+    del values_
+    del keys
+    del queries
     return output, told
 
 
@@ -208,7 +217,8 @@ def _safe_softmax(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> torch.Tensor:
     """Rows that are masked as a whole are looked for (pytorch ``aten/src/ATen/native/SoftMax.cpp``)."""
     output: torch.Tensor = func(*args, **kwargs)
     masked = output.new_empty(output.shape, dtype=torch.bool)
-    del masked
+    rows = output.new_empty((*output.shape[:-1], 1), dtype=torch.bool)
+    del rows, masked
     return output
 
 
