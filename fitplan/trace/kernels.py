@@ -30,6 +30,7 @@ class Gpu:
         multiprocessors: how many there are; as on an A100 (NVIDIA A100 whitepaper) where it is not said.
         asks_cudnn_first: whether attention goes to cuDNN where it can. What it saves and gives is what flash does; the
             scratch memory of its backward is less.
+        cudnn_drops_out: whether it takes attention with dropout, as up to torch 2.11 (``CUDNN_DROPS_OUT_UNTIL``).
         is_one: whether it is one GPU as it is. Where it stands for all of its kind, the scratch that depends on how
             many multiprocessors there are is left out: it is let go at once.
 
@@ -38,6 +39,7 @@ class Gpu:
     capability: tuple[int, int] = (8, 0)
     multiprocessors: int = 108
     asks_cudnn_first: bool = False
+    cudnn_drops_out: bool = False
     is_one: bool = False
 
     @classmethod
@@ -45,7 +47,13 @@ class Gpu:
         """One GPU as it is, where others stand for all from Ampere on, whose footprints are shared."""
         torch_version = tuple(int(part) for part in torch.__version__.split(".")[:2])
         cudnn_first = capability[0] in (9, 10) and torch_version >= CUDNN_FIRST_SINCE
-        return cls(capability, multiprocessors or cls.multiprocessors, cudnn_first, multiprocessors is not None)
+        return cls(
+            capability=capability,
+            multiprocessors=multiprocessors or cls.multiprocessors,
+            asks_cudnn_first=cudnn_first,
+            cudnn_drops_out=torch_version <= CUDNN_DROPS_OUT_UNTIL,
+            is_one=multiprocessors is not None,
+        )
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -88,6 +96,9 @@ CUDNN_FIRST_SINCE = (2, 10)
 """The PyTorch from which cuDNN is asked first on compute capability 9 and 10: the first whose wheels bring cuDNN 9.15.1
 (``cuda/sdp_utils.cpp``, ``check_prefer_cudnn_attention``). Seen on an H100 with 2.11, rehearsed with 2.14."""
 
+CUDNN_DROPS_OUT_UNTIL = (2, 11)
+"""The last PyTorch whose cuDNN takes attention with dropout: rehearsed with 2.11, 2.12, 2.13 and 2.14."""
+
 CUDNN_OWN_WORKSPACE = 256
 """Bytes that its backward takes for itself (measured on an H100 with cuDNN 9.19)."""
 _CUDNN_WIDTHS = ((192, 128), (256, 256))
@@ -110,7 +121,8 @@ def attention_backend(
     if mask is not None and mask.stride(-1) != 1:  # as T5's relative positions are (``sdp_utils_cpp.h``)
         return "math"
     cudnn_widths = (width <= 128 and value_width <= 128) or (width, value_width) in _CUDNN_WIDTHS
-    cudnn_fits = half and not dropout_p and query.shape[2] > 1 and width % 8 == value_width % 8 == 0 and cudnn_widths
+    dropout_fits = not dropout_p or gpu.cudnn_drops_out
+    cudnn_fits = half and dropout_fits and query.shape[2] > 1 and width % 8 == value_width % 8 == 0 and cudnn_widths
     learned_mask = mask is not None and mask.requires_grad
     if gpu.asks_cudnn_first and cudnn_fits and not learned_mask:
         return "cudnn"
