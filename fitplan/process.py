@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Self
 
 from fitplan.errors import FitplanError
@@ -49,7 +50,7 @@ class Child:
         self, module: str, environment: Mapping[str, str], *, what: str, failure: Callable[[str, str], FitplanError]
     ) -> None:
         self._module, self._what, self._failure = module, what, failure
-        path = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), _python_path())))
+        path = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), python_path())))
         self._environment = {**os.environ, **environment, "PYTHONPATH": path}
         self._process: subprocess.Popen[str] | None = None
         self._timer: threading.Timer | None = None
@@ -161,10 +162,17 @@ class Child:
         return "".join(self._complaints[-LAST_LINES:])
 
 
-def _python_path() -> str:
-    """Where this process finds its packages, a checkout that is not installed among them."""
-    own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return os.pathsep.join(dict.fromkeys([*filter(None, own), *(path or os.getcwd() for path in sys.path)]))  # noqa: PTH109
+def python_path() -> str:
+    """Where this process finds its packages, a checkout that is not installed among them, for ``PYTHONPATH``.
+
+    The working folder is no such place, though Python puts it first for ``python -m`` and ``-c``: a file ``json.py`` of
+    whatever lies there is not to be run. It is one if fitplan itself comes from there.
+    """
+    own = Path(__file__).parents[1]
+    here = Path.cwd()
+    found = [path for path in sys.path if path and (Path(path).resolve() != here.resolve() or own == here.resolve())]
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([*filter(None, named), *found]))
 
 
 def _drain(stream: Any, into: list[str]) -> None:

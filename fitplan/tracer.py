@@ -110,7 +110,7 @@ def trace_job(
 
     """
     progress(f"{setup.method}: importing torch and transformers")
-    with quiet():
+    with quiet(), no_network():
         with needed_for("tracing a model"):
             from fitplan.step.architecture import load_config
             from fitplan.trace.kernels import Gpu
@@ -128,6 +128,39 @@ def trace_job(
 
 def _gpu(kind: "type[Gpu]", capability: tuple[int, int], multiprocessors: int | None, *, exactly: bool) -> "Gpu":
     return kind.exactly(capability, multiprocessors) if exactly else kind(capability)
+
+
+_CLOSED: ContextVar[bool] = ContextVar("fitplan_network_closed", default=False)
+
+
+@contextlib.contextmanager
+def no_network() -> Iterator[None]:
+    """Inside, this thread reaches no network: a config is a file from strangers, and names no address to call.
+
+    Raises:
+        ModelNotSupported: a library wants to.
+
+    """
+    _watch_sockets()
+    token = _CLOSED.set(True)
+    try:
+        yield
+    finally:
+        _CLOSED.reset(token)
+
+
+@cache
+def _watch_sockets() -> None:
+    """Audit hooks stay for the life of a process (PEP 578); this one does nothing outside of :func:`no_network`."""
+
+    def refuse(event: str, _arguments: tuple[object, ...]) -> None:
+        if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname") and _CLOSED.get():
+            raise ModelNotSupported(
+                "a library wanted to reach the network for this model, which a trace does not do; "
+                "look in its config for code that it names"
+            )
+
+    sys.addaudithook(refuse)
 
 
 @contextlib.contextmanager

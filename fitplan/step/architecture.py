@@ -50,13 +50,33 @@ def load_config(settings: Mapping[str, Any]) -> PretrainedConfig:
             "use a model type that it knows, or a newer transformers"
         )
     try:
-        config = transformers.CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(dict(settings)))
+        config = transformers.CONFIG_MAPPING[model_type].from_dict(
+            _without_implementations(copy.deepcopy(dict(settings)))
+        )
     except Exception as error:  # the config classes raise whatever their checks happen to raise
         raise ModelNotSupported(f"transformers refuses this {model_type} config: {one_line(error)}") from error
     if hasattr(config, "text_config"):
         return config.get_text_config()
     config.fitplan_untied_head = settings.get("tie_word_embeddings") is False
     return config
+
+
+_IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+_OF_TRANSFORMERS = ("eager", "sdpa", "grouped_mm", "batched_mm")
+
+
+def _without_implementations(settings: Any) -> Any:
+    """Settings, nested ones too, that name no code: an implementation may be a repository of kernels on the hub.
+
+    Source: transformers ``integrations/hub_kernels.py``; from 4.56 to 5.2 such code was run (CVE-2026-4372).
+    """
+    if isinstance(settings, dict):
+        return {
+            name: _without_implementations(value)
+            for name, value in settings.items()
+            if not any(one in str(name) for one in _IMPLEMENTATIONS) or value in _OF_TRANSFORMERS
+        }
+    return [_without_implementations(one) for one in settings] if isinstance(settings, list) else settings
 
 
 def task_of(config: PretrainedConfig, setup: TrainingSetup) -> Task:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitplan.errors import FitplanError
-from fitplan.process import GRACE_SECONDS
+from fitplan.process import GRACE_SECONDS, python_path
 from fitplan.tui import PROGRESS
 from fitplan.validation.job import Expectation, PhaseMemory
 
@@ -115,11 +115,11 @@ async def _run(arguments: Sequence[str], progress: Doing, watch: Watch) -> _Ende
 async def _started(arguments: Sequence[str]) -> asyncio.subprocess.Process:
     try:
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "fitplan", *arguments,
+            sys.executable, "-P", "-m", "fitplan", *arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, PROGRESS: "json"},
+            env={**os.environ, PROGRESS: "json", "PYTHONPATH": python_path()},
             limit=LONGEST_LINE,
         )  # fmt: skip
     except OSError as error:
