@@ -1,4 +1,23 @@
-"""From two traces of different shape to the formula that gives both, and all between."""
+"""From two traces of different shape to the formula that gives both, and all between.
+
+An example, of one row. At 5 and at 56 tokens the same operators run in the same order, and the allocations have the
+sizes
+
+    ====================  ========  ========  ==============
+    allocation            5 tokens  56        formula
+    ====================  ========  ========  ==============
+    a weight                 8 192     8 192  8192
+    hidden states              640     7 168  128 s
+    logits                   2 560    28 672  512 s
+    attention's weights        400    50 176  16 s s
+    ====================  ========  ========  ==============
+
+Where a size is the same in both it is a constant; else it is a whole number times the simplest product of lengths
+that gives both (:func:`fitplan.footprint.size.size_through`). After each event it is known which of them live: a row
+of counts, such as one weight, two hidden states and the logits: 8192 + 2 x 128 s + 512 s bytes. The peak at any
+length is the highest of these rows. Most can never be the highest, whatever the length, and are dropped
+(:mod:`fitplan.footprint.envelope`); what is left are the summits of a piece. At the end the formula has to give both
+traces back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

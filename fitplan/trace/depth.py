@@ -1,10 +1,15 @@
 """Identical layers repeat: trace a few, replicate the rest.
 
-A transformer's layers ask for the same memory in the same order. So the training step is traced with a few layers, and
-the stretch of events of a middle one is repeated until the depth is right. Nothing is taken on trust: the stretches of
-two middle layers (or of two periods, where kinds of layers alternate) must be the same event by event, and every
-release must find its birth; else :class:`NotPeriodic` tells the caller to trace every layer.
-"""
+A transformer's layers ask for the same memory in the same order. So the training step is traced with a few layers,
+and the stretch of events of a middle one is repeated until the depth is right. Nothing is taken on trust: the
+stretches of two middle layers (or of two periods, where kinds of layers alternate) must be the same event by event,
+and every release must find its birth; else :class:`NotPeriodic` tells the caller to trace every layer.
+
+An example. Forward of three traced layers makes ``a0 b0 a1 b1 a2 b2``, each layer its output ``a`` and what it saves,
+``b``; backward lets go ``~b2 ~a2 ~b1 ~a1 ~b0 ~a0``. Layer 1 is the pattern, as the first and the last may differ. For
+six layers its stretch is repeated three times in forward (``a1 b1``, ``a1' b1'``, ...) and three times in backward,
+where the copies are let go in the reverse order: what forward's third copy made, backward's first copy releases. What
+a layer takes from its neighbour (``~a0`` in the stretch of layer 1, say) is shifted along with the copies."""
 
 import copy
 from collections.abc import Iterator

@@ -1,4 +1,25 @@
-"""The recorder: follows every storage on one device from birth to release."""
+"""The recorder: follows every storage on one device from birth to release.
+
+An example. Each allocation has a number; ``i`` is its birth, ``~i`` its release. The view ``y.T`` is no allocation, and
+``y`` is let go when the last that holds its storage is:
+
+    >>> recorder = Recorder("meta")
+    >>> with recorder:
+    ...     x = torch.empty(1024, 2, device="meta")
+    ...     y = x.exp()
+    ...     z = y.T
+    ...     del y
+    ...     w = z + 1
+    ...     del z
+    ...     trace = recorder.finish()
+    >>> [allocation.size for allocation in trace.allocations]
+    [8192, 8192, 8192]
+    >>> trace.events[:4]
+    [0, 1, 2, -2]
+
+Whose an allocation is, and what for, is known later than its birth: what forward leaves behind is activations, what
+backward leaves in a parameter's ``grad`` is a gradient. So categories are settled when a phase ends.
+"""
 
 import bisect
 import weakref
