@@ -9,9 +9,9 @@ Of two cached blocks of one size, which is taken decides what stays whole, and s
 2.12 on it is the one whose segment was taken from the driver first, and the lower one within a segment (pytorch PR
 178362 and 183591; seen in rehearsals with 2.11 to 2.14). Before, it was the lower one altogether
 (``BlockComparatorSize``), so that it matters where ``cudaMalloc`` puts a segment. That is documented nowhere; here each
-lies below the one before. Of 68 jobs that were run on an H100 (driver 580.159, torch 2.11, ``profiles/measured``) 65
-then reserve what was measured to within 0.43 %, most to within 2 MiB, and the others, of flan-t5, to within 1.1 %; with
-rising addresses nine are off by 0.7 to 6.2 %. The newer rule is played by addresses that rise.
+lies below the one before. The 73 jobs that were run on an H100 (driver 580.159, torch 2.11, ``profiles/measured``) then
+reserve what was measured to within 0.67 %, nine in ten to within 0.15 %; with rising addresses nine are off by 0.7 to
+6.2 %. The newer rule is played by addresses that rise.
 
 What the model leaves out, knowingly:
 - One stream. Blocks that other streams use, CUDA graphs and memory pools of the user have no counterpart.

@@ -17,7 +17,8 @@ that gives both (:func:`fitplan.footprint.size.size_through`). After each event 
 of counts, such as one weight, two hidden states and the logits: 8192 + 2 x 128 s + 512 s bytes. The peak at any
 length is the highest of these rows. Most can never be the highest, whatever the length, and are dropped
 (:mod:`fitplan.footprint.envelope`); what is left are the summits of a piece. At the end the formula has to give both
-traces back."""
+traces back.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -3,7 +3,8 @@
 An example. Of the rows ``640 + 3 s``, ``512 + 3 s`` and ``100 + 5 s``, for lengths ``s`` from 64 on, the second goes:
 it is below the first by 128 whatever ``s`` is. Between the other two it depends: at 64 tokens the first is higher by
 412, beyond 270 the third is; both stay. With ``s = 64 + t`` they are ``832 + 3 t`` and ``420 + 5 t``: the difference,
-``412 - 2 t``, has coefficients of both signs. Had it none below zero, the third could go."""
+``412 - 2 t``, has coefficients of both signs. Had it none below zero, the third could go.
+"""
 
 from fractions import Fraction
 

@@ -9,7 +9,8 @@ An example. Forward of three traced layers makes ``a0 b0 a1 b1 a2 b2``, each lay
 ``b``; backward lets go ``~b2 ~a2 ~b1 ~a1 ~b0 ~a0``. Layer 1 is the pattern, as the first and the last may differ. For
 six layers its stretch is repeated three times in forward (``a1 b1``, ``a1' b1'``, ...) and three times in backward,
 where the copies are let go in the reverse order: what forward's third copy made, backward's first copy releases. What
-a layer takes from its neighbour (``~a0`` in the stretch of layer 1, say) is shifted along with the copies."""
+a layer takes from its neighbour (``~a0`` in the stretch of layer 1, say) is shifted along with the copies.
+"""
 
 import copy
 from collections.abc import Iterator
