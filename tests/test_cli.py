@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -403,3 +404,27 @@ def test_numbers_of_one_are_singular() -> None:
 
     assert [counted(n, "layer") for n in (1, 2, 600)] == ["1 layer", "2 layers", "600 layers"]
     assert [counted(n, "second") for n in (1.0, 0.5)] == ["1 second", "0.5 seconds"]
+
+
+# --- completion -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["fitplan", "ch"], "check"),
+        (["fitplan", "check", "llama-3.1-7"], "llama-3.1-70b"),
+        (["fitplan", "check", "llama-70b", "--gpu", "h100-80"], "h100-80gb-hbm3"),
+        (["fitplan", "check", "llama-70b", "--optim", "adafa"], "adafactor"),
+        (["fitplan", "map", "llama-70b", "--use-lig"], "--use-liger-kernel"),
+    ],
+)
+def test_the_shell_completes(typed: list[str], offered: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-completion", "bash"])
+    assert ended.value.code == 0
+    script = capsys.readouterr().out
+    asked = f"COMP_WORDS=({' '.join(typed)}); COMP_CWORD={len(typed) - 1}; _shtab_fitplan; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", f"{script}\n{asked}"], capture_output=True, text=True, check=True)
+    assert offered in done.stdout.split()

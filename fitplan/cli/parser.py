@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from fitplan.cli import commands
 from fitplan.cli.command import Add, command
+from fitplan.cli.completion import SHELLS, PrintCompletion
 from fitplan.cli.console import EXIT_BAD_INPUT, EXIT_FITS, complain
 from fitplan.cli.rehearsal import add_rehearse
 from fitplan.cli.validation import add_calibrate, add_validate
@@ -65,6 +66,13 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, dest=argparse.SUPPRESS, help="show the version")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        dest=argparse.SUPPRESS,
+        help='print completions for a shell: eval "$(fitplan --print-completion bash)"',
+    )
     add = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser).add_parser
     _add_check(add)
     for name, run, what, epilog in _ONE_SETUP:
