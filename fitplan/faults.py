@@ -8,7 +8,6 @@ older than this version knows. And what fitplan's own code raises: a defect, whi
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +32,8 @@ _PASSING_ON = ("__getattr__", "_find_and_load", "_handle_fromlist", "_gcd_import
 
 def moved(library: str, what: str) -> LibraryMoved:
     """The error for a library that is not as fitplan knows it: what is not, which version is here, which one works."""
+    from importlib.metadata import PackageNotFoundError, version  # which takes as long to import as rich
+
     package = library.replace("_", "-")
     try:
         installed = f"{package} {version(package)}"

@@ -10,16 +10,18 @@ import os
 import threading
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fitplan import errors
 from fitplan.errors import FitplanError, TraceFailed
 from fitplan.footprint.document import footprint_from_dict
 from fitplan.footprint.footprint import Footprint
 from fitplan.footprint.job import TrainingJob
-from fitplan.process import Child
 from fitplan.surveyor import surveyed, traced
 from fitplan.tracer import Progress, traces_here
+
+if TYPE_CHECKING:
+    from fitplan.process import Child
 
 IDLE_SECONDS = 300
 """After which the process ends: it holds half a GiB."""
@@ -63,7 +65,7 @@ class _Process:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._child: Child | None = None
+        self._child: "Child | None" = None
         self._rest: threading.Timer | None = None
 
     def forget(self) -> None:
@@ -96,8 +98,10 @@ class _Process:
             self._stay()
             self._end()
 
-    def _started(self) -> Child:
+    def _started(self) -> "Child":
         if self._child is None or not self._child.is_running:
+            from fitplan.process import Child  # a shipped answer starts none, and sooner
+
             self._end()
             self._child = Child(MODULE, {}, what="tracing", failure=TraceFailed)
             self._child.start()
