@@ -65,7 +65,7 @@ class _Process:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._child: "Child | None" = None
+        self._child: Child | None = None
         self._rest: threading.Timer | None = None
 
     def forget(self) -> None:
