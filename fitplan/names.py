@@ -1,8 +1,25 @@
-"""Names as people type them: compared without regard to spelling, and guessed where one is not known."""
+"""Names as people type them: compared without regard to spelling, guessed where one is not known, and safe to print."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+
+_CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of what does not show but acts: control characters, formats, half surrogates, separators."""
+
+
+def printable(text: str) -> str:
+    """Text of strangers (a config, a folder's name, a record) for a terminal: what would act on it is spelled out.
+
+    Line breaks stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        one.encode("unicode_escape").decode() if one != "\n" and unicodedata.category(one) in _CONTROLS else one
+        for one in text
+    )
 
 
 def plain(name: str) -> str:

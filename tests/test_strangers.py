@@ -15,7 +15,11 @@ import pytest
 from families import FAMILIES
 
 import fitplan
+from fitplan.cli.main import main
+from fitplan.devices.device import find_device
 from fitplan.errors import ModelNotSupported
+from fitplan.footprint import store
+from fitplan.names import printable
 from fitplan.process import python_path
 from fitplan.step.architecture import load_config
 from fitplan.tracer import no_network, tracing_here
@@ -110,3 +114,119 @@ def test_ctrl_c_during_the_first_imports_is_told_in_one_line(tmp_path: Path) -> 
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), own])},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "", "fitplan: error: interrupted\n")
+
+
+# --- text of strangers ------------------------------------------------------------------------------------------------
+
+ACTS = "\x1b]0;PWN\x07\x1b[2J\x9b31m\u202e\x7f\x00"
+
+
+def test_text_that_would_act_on_a_terminal_is_spelled_out() -> None:
+    assert printable(ACTS) == r"\x1b]0;PWN\x07\x1b[2J\x9b31m\u202e\x7f\x00"
+    assert printable("Modèle 模型\n") == "Modèle 模型\n"
+    assert printable("\ud800") == r"\ud800"
+
+
+def _acts(text: str) -> set[str]:
+    return {one for one in text if one != "\n" and printable(one) != one}
+
+
+def test_a_folder_s_name_and_its_config_only_show(tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / ACTS.replace("\x00", "")
+    folder.mkdir()
+    config = FAMILIES["llama"] | {"quantization_config": {"quant_method": ACTS}}
+    (folder / "config.json").write_text(json.dumps(config))
+    for command in (["check"], ["advise", "--gpu", "4090"], ["explain"], ["map", "--gpu", "4090"]):
+        main([command[0], str(folder), *command[1:], "--method", "lora", "--seq-len", "64"])
+        said = capsys.readouterr()
+        assert not _acts(said.out + said.err)
+        assert "PWN" in said.out
+    main(["check", str(tmp_path / f"no {ACTS[:-1]}")])
+    assert not _acts(capsys.readouterr().err)
+
+
+def test_a_gpu_s_name_only_shows_and_is_no_markup(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    evil = replace(find_device("4090"), name=f"[bold]GPU{ACTS}")
+    monkeypatch.setattr("fitplan.question.find_device", lambda _: evil, raising=False)
+    monkeypatch.setattr("fitplan.devices.device.find_device", lambda _: evil)
+    main(["check", "gpt2", "--gpu", "4090", "--method", "lora"])
+    said = capsys.readouterr()
+    assert "[bold]GPU" in said.out
+    assert not _acts(said.out + said.err)
+
+
+def test_what_is_repeated_is_cut(capsys: Any) -> None:
+    assert main(["check", "gpt2", "--gpu", "x" * 100_000]) == 2
+    assert len(capsys.readouterr().err) < 2100
+
+
+# --- files that are read back -----------------------------------------------------------------------------------------
+
+
+def _damaged(document: Any) -> list[Any]:
+    """The document with something of it gone or of another kind, at every place."""
+    found: list[Any] = []
+    wrong = [None, [], {}, "x", -1, 1e300]
+
+    def walk(here: Any, put: Any) -> None:
+        found.extend(put(value) for value in wrong)
+        items = here.items() if isinstance(here, dict) else enumerate(here[:2]) if isinstance(here, list) else ()
+        for key, value in items:
+
+            def deeper(other: Any, key: Any = key) -> Any:
+                copy = dict(here) if isinstance(here, dict) else list(here)
+                copy[key] = other
+                return put(copy)
+
+            walk(value, deeper)
+            if isinstance(here, dict):
+                found.append(put({name: one for name, one in here.items() if name != key}))
+
+    walk(document, lambda value: value)
+    return found
+
+
+def test_a_damaged_record_costs_itself_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from fitplan.validation import records
+
+    shipped = Path(records.shipped_records("smollm2-135m")).read_text().splitlines()[-1]
+    document = json.loads(shipped)
+    monkeypatch.setattr(records, "own_records", lambda: tmp_path)
+    monkeypatch.setattr(records, "shipped_records", lambda _: tmp_path / "none")
+    setup = fitplan.TrainingSetup.from_dict(document["setup"])
+    path = tmp_path / f"smollm2-135m--{document['setup']['method']}--1.json"
+    path.write_text(shipped)
+    assert records.nearest("smollm2-135m", setup) is not None
+    for damaged in [*_damaged(document), json.loads("[" * 500 + "]" * 500)]:
+        path.write_text(json.dumps(damaged))
+        record = records.nearest("smollm2-135m", setup)
+        if record is not None:
+            record.to_dict(), record.date, record.peak
+            code = main(["check", "smollm2-135m", "--method", str(setup.method), "--gpu", "h100"])
+            assert code in (0, 1)
+            capsys.readouterr()
+
+
+def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fitplan.validation import records
+
+    monkeypatch.setattr(records, "own_records", lambda: tmp_path)
+    os.mkfifo(tmp_path / "gpt2--lora--1.json")
+    assert records.nearest("gpt2", fitplan.TrainingSetup.from_dict({"method": "lora"})) is None
+
+
+def test_a_cache_entry_that_was_changed_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "cache_folder", lambda: tmp_path / "kept")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(FAMILIES["llama"]))
+    first = fitplan.check(str(path), method="lora", seq_len=48)
+    assert fitplan.check(str(path), method="lora", seq_len=48).plans[0].source == "cache"
+    (entry,) = (tmp_path / "kept").glob("*.json")
+    whole = entry.read_bytes()
+    for changed in (whole[:-9], whole.replace(b"sdpa", b"eage"), whole.partition(b"\n")[2], b"", b"\xff" * 64, b"[]"):
+        entry.write_bytes(changed)
+        again = fitplan.check(str(path), method="lora", seq_len=48)
+        assert again.plans[0].source == "trace"
+        assert again.plans[0].estimate == first.plans[0].estimate

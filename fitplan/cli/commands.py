@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fitplan.cli.console import EXIT_DOES_NOT_FIT, EXIT_FITS, Narration, complain
+from fitplan.cli.console import EXIT_DOES_NOT_FIT, EXIT_FITS, Narration, complain, say
 from fitplan.errors import InputError
 from fitplan.setup import given
 
@@ -229,7 +229,7 @@ def _or_here(gpu: str | None, vram: str | None) -> str | None:
 
 def _warn(warnings: Sequence[str]) -> None:
     for warning in warnings:
-        print(f"fitplan: note: {warning}", file=sys.stderr)
+        say("note: ", warning)
 
 
 def _exit_code(report: "CheckReport") -> int:
@@ -247,7 +247,7 @@ def _emit(report: "CheckReport", form: str) -> int:
 
     text = emit_script(report) if form == "python" else json.dumps(settings_document(report), indent=1) + "\n"
     print(text, end="")
-    print(f"fitplan: {' '.join(headline(report.plans[0]).plain.split())}", file=sys.stderr)
+    say("", headline(report.plans[0]).plain)
     return _exit_code(report)
 
 
@@ -258,8 +258,11 @@ def answer_with(as_json: bool, document: Callable[[], dict[str, Any]], show: Cal
         return
     from rich.console import Console
 
+    from fitplan.cli.harmless import Harmless
+
     console = Console(highlight=False)
     console.width = max(console.width or USUAL_WIDTH, LEAST_WIDTH)
+    console.push_render_hook(Harmless())
     with console.capture() as captured:
         show(console)
     text = captured.get()

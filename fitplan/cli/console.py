@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any, Self
 
+from fitplan.names import printable
 from fitplan.tui import PROGRESS
 
 EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_NO_GPU, EXIT_MISSED, EXIT_DEFECT, EXIT_INTERRUPTED = (
@@ -80,8 +81,17 @@ codecs.register_error(_LIKE, _like)
 
 def complain(message: str) -> None:
     """One line, whatever a file name or a library's message holds: no line breaks, no terminal escapes."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(message.split()))
-    print(f"fitplan: error: {text}", file=sys.stderr)
+    say("error: ", message)
+
+
+def say(kind: str, message: str) -> None:
+    """One line on stderr, not too long, whatever was repeated in it."""
+    text = printable(" ".join(message.split()))
+    print(f"fitplan: {kind}{text if len(text) <= LONGEST else text[:LONGEST] + '...'}", file=sys.stderr)
+
+
+LONGEST = 2000
+"""Characters."""
 
 
 class Narration:

@@ -25,7 +25,7 @@ from fitplan.footprint.recipe import Recipe, completed
 from fitplan.footprint.size import Shape
 from fitplan.resources import profiles
 from fitplan.setup import LIGER_PACKAGE, Attention, Optim, Task, TrainingSetup
-from fitplan.whole import write_whole
+from fitplan.whole import read_whole, write_whole
 
 SHIPPED, CACHE = "shipped", "cache"
 """Where a footprint was found."""
@@ -254,23 +254,33 @@ _Asked = tuple[str | None, str | None]
 
 
 def _cache_path(job: TrainingJob, versions: dict[str, str]) -> Path:
-    import hashlib
-
     recipe = {name: value for name, value in job.recipe.items() if name not in _CHOICES}
     key = [FORMAT, dict(job.model.settings), recipe, str(job.setup.optim), job.kernels, versions]
     text = json.dumps(key, sort_keys=True, default=str).encode()
-    return cache_folder() / f"{hashlib.sha256(text).hexdigest()[:32]}.json"
+    return cache_folder() / f"{_digest(text)[:32]}.json"
 
 
 def _read(path: Path) -> list[tuple[set[_Asked], Footprint]]:
-    """What a file holds: the choices that ask for a footprint, and the footprint; nothing if it is damaged."""
+    """What a file holds: the choices that ask for a footprint, and the footprint; nothing if it is damaged.
+
+    Its first line is a digest of the rest: what was changed by another hand, or cut off, is not believed.
+    """
     try:
+        digest, _, text = read_whole(path).partition(b"\n")
+        if digest.decode() != _digest(text):
+            return []
         return [
             ({(attn, task) for attn, task in entry["asked"]}, footprint_from_dict(entry["footprint"]))
-            for entry in json.loads(path.read_bytes())
+            for entry in json.loads(text)
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
+
+
+def _digest(text: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(text).hexdigest()
 
 
 def find_cached(job: TrainingJob, versions: dict[str, str]) -> StoredFootprint | None:
@@ -298,8 +308,9 @@ def keep(job: TrainingJob, footprint: Footprint) -> None:
         {"asked": sorted(choices, key=str), "footprint": footprint_to_dict(one)}
         for choices, one in [(asked, footprint), *kept]
     ]
+    text = json.dumps(document, separators=(",", ":")).encode()
     with contextlib.suppress(OSError):
-        write_whole(path, json.dumps(document, separators=(",", ":")))
+        write_whole(path, _digest(text).encode() + b"\n" + text)
 
 
 def _asked_by(setup: TrainingSetup, footprint: Footprint) -> set[_Asked]:

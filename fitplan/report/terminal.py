@@ -230,10 +230,10 @@ def audit(groups: Iterable[ParameterGroup]) -> Text:
     return text
 
 
-def _footnote(report: CheckReport) -> str:
+def _footnote(report: CheckReport) -> Text:
     versions = ", ".join(f"{name} {number}" for name, number in report.versions.items())
     measured = report.plans[0].memory.context.measured_on
     own = report.gpu is not None and report.gpu.name == measured
     where = f"measured on {measured}" if own else f"measured on {measured}, not on this GPU"
     spread = max(plan.memory.spread_bytes for plan in report.plans)
-    return f"Traced with {versions}. CUDA context: {where}. Totals may be up to {gib(spread)} higher."
+    return Text(f"Traced with {versions}. CUDA context: {where}. Totals may be up to {gib(spread)} higher.")

@@ -14,7 +14,7 @@ import platformdirs
 from fitplan.errors import InputError
 from fitplan.resources import profiles
 from fitplan.setup import TrainingSetup
-from fitplan.whole import write_whole
+from fitplan.whole import read_whole, write_whole
 
 if TYPE_CHECKING:  # most models have no record, and an answer is to come at once
     from fitplan.validation.comparison import PhasePair, Quantity
@@ -126,10 +126,14 @@ _BESIDE_SETTINGS = {"batch_size", "seq_len", "lora_alpha"}
 
 def _records(model: str, method: str) -> Iterator[Record]:
     for text in _texts(model, method):
-        with suppress(ValueError, KeyError, TypeError, InputError):  # a damaged record is no evidence
+        with suppress(*_DAMAGED):  # what is damaged is no evidence
             record = _record(json.loads(text))
             if record.setup["method"] == method:
                 yield record
+
+
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError, InputError)
+"""What reading another file than was written may end in."""
 
 
 def _texts(model: str, method: str) -> Iterator[str]:
@@ -137,8 +141,8 @@ def _texts(model: str, method: str) -> Iterator[str]:
     with suppress(OSError):
         yield from shipped_records(model).read_text(encoding="utf-8").splitlines()
     for path in sorted(own_records().glob(f"{plain_name(model)}--{method}--*.json")):
-        with suppress(OSError):
-            yield path.read_text(encoding="utf-8")
+        with suppress(OSError, UnicodeDecodeError):
+            yield read_whole(path).decode()
 
 
 def shipped_records(model: str) -> Path:
@@ -153,7 +157,7 @@ def _record(document: dict[str, Any]) -> Record:
         raise ValueError("the run did not come to its end")
     TrainingSetup.from_dict(document["setup"])  # or it is of another version
     found = read_comparison(document)
-    return Record(
+    record = Record(
         document["model"]["name"],
         found.measurement.device,
         document["setup"],
@@ -162,6 +166,19 @@ def _record(document: dict[str, Any]) -> Record:
         document["created"],
         bool(document.get("run", {}).get("rehearsed")),
     )
+    for text in (record.model, record.device, record.created, *(one.name for one in record.quantities)):
+        if not isinstance(text, str):
+            raise TypeError("a name is no text")
+    sizes = [size for one in record.quantities for size in (one.predicted, one.measured)]
+    sizes += [size for pair in record.phases for size in pair.sizes]
+    if not all(type(size) is int and 0 <= size < _MOST_BYTES for size in sizes):
+        raise ValueError("a size is no number of bytes")
+    if not all(type(record.setup[name]) is int for name in ("batch_size", "seq_len")):
+        raise TypeError("a record is of one shape")
+    return record
+
+
+_MOST_BYTES = 2**50
 
 
 def plain_name(name: str) -> str:
