@@ -528,7 +528,7 @@ class TrainingSetup:
     num_labels: int | None = setting(
         kind=int,
         metavar="N",
-        span=(1, 2**24),
+        span=(1, 2**16),  # each has an entry in the config
         group=Group.JOB,
         help="classes of a sequence classifier",
         only=(_CLASSIFIES,),

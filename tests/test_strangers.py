@@ -162,6 +162,35 @@ def test_what_is_repeated_is_cut(capsys: Any) -> None:
     assert len(capsys.readouterr().err) < 2100
 
 
+# --- what a config may cost -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("named", "field"),
+    [
+        ({"num_labels": 30_000_000}, "num_labels"),
+        ({"model_type": "mpt", "n_layers": 1_000_000}, "n_layers"),
+        ({"model_type": "bart", "encoder_layers": 1_000_000}, "encoder_layers"),
+        ({"model_type": "switch_transformers", "num_experts": 1_000_000}, "num_experts"),
+        ({"model_type": "deepseek_v3", "n_routed_experts": 10_000}, "n_routed_experts"),
+        ({"text_config": {"model_type": "llama", "num_hidden_layers": 4096}}, "num_hidden_layers"),
+        ({"encoder": {"deeper": [{"num_layers": 5000}]}}, "num_layers"),
+    ],
+)
+def test_a_config_may_not_ask_for_more_than_models_have(
+    named: dict[str, Any], field: str, tmp_path: Path, capsys: Any
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(FAMILIES["llama"] | named))
+    assert main(["check", str(path), "--method", "lora"]) == 2
+    assert f"has {field} " in capsys.readouterr().err
+
+
+def test_a_setting_may_not_either(capsys: Any) -> None:
+    assert main(["check", "gpt2", "--task", "sequence-classification", "--num-labels", "65537"]) == 2
+    assert "num_labels" in capsys.readouterr().err.replace("-", "_")
+
+
 # --- files that are read back -----------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,6 +209,8 @@ MAX_LAYERS = 1024
 MAX_POSITIONS, MAX_TABLE = 2**24, 2**20
 """Tables of positions are real when a model is built; GPT-J (``n_positions``) has one in each layer."""
 MAX_COUNT = 2**31
+MAX_EXPERTS, MAX_LABELS = 4096, 2**16
+"""Of experts the most that are known are 512, of classes 21 841 (ImageNet-21k)."""
 
 
 def _checked(model: ModelConfig) -> ModelConfig:
@@ -240,12 +242,33 @@ def _checked(model: ModelConfig) -> ModelConfig:
                 raise InputError(
                     f"the config of {model.name} has {name} {value!r}; it must be a number from 1 to {limit}"
                 )
+    for name, value in _integers(settings):
+        if value > _limit(name):
+            raise InputError(f"the config of {model.name} has {name} {value}; it must be {_limit(name)} at most")
     return model
 
 
+def _integers(settings: Any) -> Iterator[tuple[str, int]]:
+    """Every whole number of a config, of its nested ones too, by its name; families have names of their own."""
+    left = [settings]
+    while left:
+        here = left.pop()
+        for name, value in here.items() if isinstance(here, Mapping) else ():
+            if isinstance(value, int) and not isinstance(value, bool):
+                yield str(name), value
+            left.append(value)
+        if isinstance(here, list):
+            left += here
+
+
 def _limit(name: str) -> int:
+    """What a count of that name may be at most: with room, what models have; a config costs no more than they do."""
     if "layer" in name:
         return MAX_LAYERS
+    if "expert" in name and "size" not in name and "dim" not in name:
+        return MAX_EXPERTS
+    if "num_labels" in name:
+        return MAX_LABELS
     return {"max_position_embeddings": MAX_POSITIONS, "n_positions": MAX_TABLE}.get(name, MAX_COUNT)
 
 
