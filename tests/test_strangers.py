@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import lzma
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from families import FAMILIES
 import fitplan
 from fitplan.cli.main import main
 from fitplan.devices.device import find_device
-from fitplan.errors import ModelNotSupported
+from fitplan.errors import InputError, ModelNotSupported
 from fitplan.footprint import store
 from fitplan.names import printable
 from fitplan.process import python_path
@@ -259,3 +260,15 @@ def test_a_cache_entry_that_was_changed_is_not_believed(tmp_path: Path, monkeypa
         again = fitplan.check(str(path), method="lora", seq_len=48)
         assert again.plans[0].source == "trace"
         assert again.plans[0].estimate == first.plans[0].estimate
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"rubbish", b"", lzma.compress(b"rubbish"), lzma.compress(b"[]"), lzma.compress(b"x")[:-8],
+     lzma.compress(bytes(store.MOST_UNPACKED + 1), preset=0)],
+)  # fmt: skip
+def test_a_folder_of_footprints_with_something_else_in_it(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "footprints.json.xz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"footprints\.json\.xz"):
+        store.digest_of(path)

@@ -12,6 +12,7 @@ from typing import Any
 import platformdirs
 
 from fitplan.cuda import AMPERE
+from fitplan.errors import InputError
 from fitplan.footprint.document import (
     FORMAT,
     footprint_from_dict,
@@ -132,7 +133,7 @@ def why_not_shipped(job: TrainingJob) -> str:
 def _shipped(name: str, kernels: str) -> list[bytes] | None:
     """The lines of a model's file: a header, then one footprint each."""
     path = profiles() / "models" / name / SHIPPED_NAMES[kernels]
-    return lzma.decompress(path.read_bytes()).splitlines() if path.is_file() else None
+    return _lines(path) if path.is_file() else None
 
 
 @cache
@@ -181,8 +182,13 @@ class ShippedFile:
 
     @classmethod
     def read(cls, path: Path) -> "ShippedFile":
-        """The file at ``path``, which has this format."""
-        header, *lines = (json.loads(line) for line in lzma.decompress(path.read_bytes()).splitlines())
+        """The file at ``path``, which has this format.
+
+        Raises:
+            InputError: it has not.
+
+        """
+        header, *lines = (json.loads(line) for line in _lines(path))
         return cls(
             header["versions"],
             header["kernels"],
@@ -229,9 +235,38 @@ class ShippedFile:
 
 
 def digest_of(path: Path) -> str:
-    """The digest of the step that a shipped file was made from; empty for one of another format."""
-    header = json.loads(lzma.decompress(path.read_bytes()).splitlines()[0])
-    return str(header["step"]) if header["format"] == FORMAT else ""
+    """The digest of the step that a shipped file was made from; empty for one of another format.
+
+    Raises:
+        InputError: it is no such file at all.
+
+    """
+    try:
+        header = json.loads(_lines(path)[0])
+        return str(header["step"]) if header["format"] == FORMAT else ""
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise InputError(f"{path} is no file of footprints; move it away, or choose another folder") from None
+
+
+MOST_UNPACKED = 64 * 2**20
+"""Bytes; the largest file that ships has a fortieth of it."""
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a packed file.
+
+    Raises:
+        InputError: it is none, or unpacks to more than :data:`MOST_UNPACKED`.
+
+    """
+    unpacking = lzma.LZMADecompressor(memlimit=4 * MOST_UNPACKED)
+    try:
+        text = unpacking.decompress(read_whole(path), MOST_UNPACKED)
+    except (lzma.LZMAError, OSError) as error:
+        raise InputError(f"{path} is no file of footprints ({error}); move it away") from error
+    if not unpacking.eof:
+        raise InputError(f"{path} is cut off, or too large to be a file of footprints; move it away")
+    return text.splitlines()
 
 
 def shipped_recipes(name: str, kernels: str = "sm80") -> list[Recipe]:
