@@ -163,7 +163,9 @@ def main(kind: str) -> None:
     assert "transformers.models.llama.modeling_llama" not in sys.modules
     before, modules, environment = snapshot(), set(sys.modules), dict(os.environ)
     dispatch = torch._C._dispatch_dump("aten::mul.Tensor")
-    fitplan.check(transformers.LlamaConfig(**FAMILIES["llama"]), trace=True, vram="80GiB", seq_len=16, **KINDS[kind])
+    config = transformers.LlamaConfig(**FAMILIES["llama"])
+    with fitplan.tracing_here():
+        fitplan.check(config, trace=True, vram="80GiB", seq_len=16, **KINDS[kind])
     found = [*differences(before), *survivors(), *foreign_to_liger()]
     found += [
         f"{name} is a new module" for name in set(sys.modules) - modules if name.partition(".")[0] == "flash_attn"

@@ -282,8 +282,6 @@ def test_a_billion_layers(cli: Cli) -> None:
         ("llama", {"to_dict": 1}),
         ("llama", {"id2label": 3}),
         ("llama", {"is_encoder_decoder": True}),
-        ("llama", {"attn_implementation": "flash_attention_2"}),
-        ("llama", {"_attn_implementation": "x"}),
         ("llama", {"tie_word_embeddings": "x"}),
         ("llama", {"model_type": ""}),
         ("llama", {"model_type": None}),

@@ -390,6 +390,7 @@ def embedding_backward_scratch(
 def _sum(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> torch.Tensor:
     tensor, dims = args[0], args[1] or range(args[0].dim())
     output: torch.Tensor = func(*args, **kwargs)
+    values.follow(func, args, kwargs, output)
     kept = {dim % tensor.dim() for dim in range(tensor.dim())} - {dim % tensor.dim() for dim in dims}
     if gpu.is_one and tensor.dim() - 1 in kept and tensor.stride(-1) == 1 and tensor.is_floating_point():
         scratch = sum_scratch(tensor.numel() // max(1, output.numel()), output.numel(), gpu)
