@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fitplan.errors import MissingDependency, ModelNotSupported
 from fitplan.faults import moved_library, told_as
 from fitplan.guard import Guard
+from fitplan.limits import limited
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import LIGER_PACKAGE, TrainingSetup
 
@@ -116,7 +117,10 @@ def trace_job(
             from fitplan.trace.kernels import Gpu
             from fitplan.trace.tracing import trace_training
         what = f"the training step of {model.name} cannot be run as its config and the setup say"
-        with told_as(ModelNotSupported, what, "check the config's dimensions against each other"):
+        with (
+            limited(f"tracing {model.name}"),
+            told_as(ModelNotSupported, what, "check the config's dimensions against each other"),
+        ):
             return trace_training(
                 load_config(model.settings),
                 setup,

@@ -1,6 +1,7 @@
 """What comes from strangers, a config or the folder that one works in, makes fitplan run nothing and call nobody."""
 
 import asyncio
+import contextlib
 import json
 import lzma
 import os
@@ -20,6 +21,7 @@ from fitplan.cli.main import main
 from fitplan.devices.device import find_device
 from fitplan.errors import InputError, ModelNotSupported
 from fitplan.footprint import store
+from fitplan.limits import limited
 from fitplan.names import printable
 from fitplan.process import python_path
 from fitplan.step.architecture import load_config
@@ -272,3 +274,64 @@ def test_a_folder_of_footprints_with_something_else_in_it(content: bytes, tmp_pa
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"footprints\.json\.xz"):
         store.digest_of(path)
+
+
+# --- what a trace may take --------------------------------------------------------------------------------------------
+
+
+def test_a_trace_ends_when_it_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FITPLAN_TRACE_SECONDS", "0.2")
+    before = signal.getsignal(signal.SIGPROF)
+    sentence = "tracing x takes more than 0.2 seconds of processor time; .* or set FITPLAN_TRACE_SECONDS to more"
+    with pytest.raises(ModelNotSupported, match=sentence), limited("tracing x"):
+        all(True for _ in iter(int, 1))  # which has no end
+    assert signal.getsignal(signal.SIGPROF) is before
+    assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
+
+
+@pytest.mark.parametrize("seconds", ["", "soon", "-1", "0", "nan"])
+def test_what_is_no_number_of_seconds_changes_nothing(seconds: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FITPLAN_TRACE_SECONDS", seconds)
+    with limited("tracing x"):
+        left, _ = signal.getitimer(signal.ITIMER_PROF)
+    assert 50 < left < 61
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
+def test_a_trace_ends_when_it_takes_too_much_memory() -> None:
+    import resource
+
+    import torch
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    for take in (lambda: bytearray(3 * 2**30), lambda: torch.empty(3 * 2**30, dtype=torch.uint8)):
+        with pytest.raises(ModelNotSupported, match="tracing x takes more than 2 GiB"), limited("tracing x"):
+            take()
+        assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    with pytest.raises(RuntimeError, match="something else"), limited("tracing x"):
+        raise RuntimeError("something else")
+
+
+def test_a_config_that_takes_too_long_is_told_by_the_command(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FITPLAN_TRACE_SECONDS", "0.01")
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["llama"]))
+    assert main(["check", str(tmp_path), "--method", "lora", "--trace"]) == 2
+    assert "takes more than 0.01 seconds of processor time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("after", [0.05, 0.4, 0.8, 1.5, 3, 5])
+def test_a_killed_check_leaves_nothing_that_is_read(after: float, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(FAMILIES["qwen3"]))
+    command = [sys.executable, "-m", "fitplan", "check", str(tmp_path / "model"), "--method", "lora", "--json"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        run.wait(after)
+    run.kill()
+    run.wait()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    found, expected = json.loads(done.stdout), fitplan.check(str(tmp_path / "model"), method="lora").to_dict()
+    assert [one["estimate"] for one in found["plans"]] == [one["estimate"] for one in expected["plans"]]

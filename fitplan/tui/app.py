@@ -2,15 +2,18 @@
 
 import gc
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 from textual.screen import Screen
 
 from fitplan.devices.detect import Machine
 from fitplan.tui.answers import Answers
+from fitplan.tui.harmless import Harmless
 from fitplan.tui.look import DARK, LIGHT
 from fitplan.tui.screens.plan import PlanScreen
 from fitplan.tui.state import Question
@@ -46,6 +49,10 @@ class FitplanApp(App[None]):
             self.register_theme(theme)
         self.theme = LIGHT.name if light_terminal(os.environ.get("COLORFGBG", "")) else DARK.name
         self._first = PlanScreen(question, answers or Answers(), machine, to_choose=to_choose)
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """What names of models and folders hold only shows."""
+        return [*super().get_line_filters(), Harmless()]
 
     def get_default_screen(self) -> Screen[None]:
         """The first question."""

@@ -1,10 +1,12 @@
 """The app as a person uses it: keys and clicks, checked against the library."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from textual.pilot import Pilot
 
 from fitplan.api import check
 from fitplan.devices.detect import Machine
+from fitplan.models.resolve import resolve_model
+from fitplan.names import printable
 from fitplan.report.terminal import CATEGORY_NAMES
 from fitplan.setup import Method
 from fitplan.tui.child import ChildFailed
@@ -365,3 +369,16 @@ def test_the_light_theme_is_for_light_terminals(no_machine: Machine, monkeypatch
         assert pilot.app.theme == "fitplan-dark"
 
     drive(script, machine=no_machine)
+
+
+def test_what_a_folder_is_called_only_shows(tmp_path: Path) -> None:
+    folder = tmp_path / "a\x1b]0;PWN\x07b\x9b2J"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(dict(resolve_model("gpt2").settings)))
+
+    async def script(pilot: Pilot[None]) -> None:
+        shown = text(pilot)
+        assert "PWN" in shown
+        assert all(printable(line) == line for line in shown.splitlines())
+
+    drive(script, replace(LLAMA, model=str(folder)), size=(200, 40))
