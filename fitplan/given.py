@@ -10,12 +10,15 @@ from fitplan.setup import (
     Adapter,
     Attention,
     Dtype,
+    KbitCastBack,
     LoraInit,
+    Loss,
     Method,
     MixedPrecision,
     Optim,
     Padding,
     Quant,
+    Stack,
     Task,
 )
 
@@ -29,6 +32,8 @@ class OtherSettings(TypedDict, total=False):
     """All but the method."""
 
     task: Task | str | None
+    stack: Stack | str | None
+    stack_version: str | None
     batch_size: int | None
     seq_len: int | None
     gradient_accumulation_steps: int | None
@@ -40,6 +45,7 @@ class OtherSettings(TypedDict, total=False):
     exclude_modules: Modules
     modules_to_save: Modules
     layers_to_transform: Sequence[int] | int | str | None
+    adapter_dtype: Dtype | str | None
     use_dora: bool | None
     use_rslora: bool | None
     rank_pattern: ForModules
@@ -56,12 +62,14 @@ class OtherSettings(TypedDict, total=False):
     double_quant: bool | None
     compute_dtype: Dtype | str | None
     kbit_prepare: bool | None
+    kbit_cast_back: KbitCastBack | str | None
     dtype: Dtype | str | None
     mixed_precision: MixedPrecision | str | None
     gradient_checkpointing: bool | None
     attn: Attention | str | None
     optim: Optim | str | None
     use_liger_kernel: bool | None
+    loss: Loss | str | None
     expandable_segments: bool | None
     padding: Padding | str | None
     num_labels: int | None

@@ -27,6 +27,10 @@ class ByName:
     """The kind of a setting that gives a whole number for names: in a mapping, or as ``"q_proj=8,v_proj=16"``."""
 
 
+class Version:
+    """The kind of a setting that is a version, such as ``"1.16"``."""
+
+
 class Group(StrEnum):
     """Under which heading a setting is told."""
 
@@ -101,6 +105,7 @@ class Setting:
         metavar: what stands for its value on the command line.
         span: least and most, for numbers; of a fraction the most is not reached.
         spellings: other words for its values.
+        special: words that stand for names.
         only: what it depends on.
         decides: what of the prediction.
         row: how it stands in the app; ``None`` if it does not.
@@ -121,6 +126,7 @@ class Setting:
     metavar: str = ""
     span: tuple[int, int] | None = None
     spellings: Mapping[str, str] = field(default_factory=dict)
+    special: tuple[str, ...] = ()
     only: tuple[Only, ...] = ()
     decides: Decides = Decides.RECIPE
     row: Row | None = None
@@ -190,13 +196,13 @@ class Setting:
         return value
 
     def _read_names(self, value: Any) -> tuple[str, ...] | str:
-        """The names; the usual word alone, such as ``"all-linear"``, stays a word."""
+        """The names; a word that stands for names alone, such as ``"all-linear"``, stays a word."""
         names = _parts(value) if isinstance(value, str) else value
         is_list = isinstance(names, list | tuple | set | frozenset) and all(isinstance(n, str) and n for n in names)
         if not is_list or not names:
-            known = f" or {self.usual!r}" if self.usual else ""
+            known = "".join(f" or {word!r}" for word in self.special)
             raise InputError(f"{self.name} must be module names{known}, not {value!r}")
-        return str(self.usual) if tuple(names) == (self.usual,) else tuple(names)
+        return str(names[0]) if len(names) == 1 and list(names)[0] in self.special else tuple(names)
 
     def _read_pattern(self, value: Any) -> tuple[str, ...] | str:
         if not isinstance(value, str) or _PLAIN_NAMES.fullmatch(value):
@@ -223,6 +229,13 @@ class Setting:
             raise InputError(f"{self.name} must be such as q_proj=8,v_proj=16, not {value!r}") from None
 
 
+    def _read_version(self, value: Any) -> str:
+        if not isinstance(value, str) or not _VERSION.fullmatch(value):
+            raise InputError(f"{self.name} must be such as '1.16', not {value!r}")
+        return value
+
+
+_VERSION = re.compile(r"\d{1,6}(\.\d{1,6}){0,3}", re.ASCII)
 _PLAIN_NAMES = re.compile(r"[\w.,\s-]*")
 
 _READERS: Mapping[Any, Callable[[Setting, Any], Any]] = {
@@ -231,6 +244,7 @@ _READERS: Mapping[Any, Callable[[Setting, Any], Any]] = {
     Pattern: Setting._read_pattern,
     Numbers: Setting._read_numbers,
     ByName: Setting._read_by_name,
+    Version: Setting._read_version,
 }
 
 

@@ -21,6 +21,7 @@ from fitplan.settings import (
     Pattern,
     Row,
     Setting,
+    Version,
     doubling,
     setting,
     shown,
@@ -90,14 +91,47 @@ class Optim(StrEnum):
 
 
 class Padding(StrEnum):
-    """How the rows of a batch are brought to one length, as in the ``padding`` of a tokenizer.
+    """How the rows of a batch are brought to one length, as in the ``padding`` of a tokenizer, or laid end to end.
 
-    It decides whether an attention mask is built at all: without padding transformers drops a mask of ones.
+    It decides whether an attention mask is built at all: without padding transformers drops a mask of ones. ``free`` is
+    TRL's ``padding_free``: all rows in a single one, told apart by their positions; ``packed`` the same of rows that hold
+    several texts each (``packing``).
     """
 
     NONE = "none"
     LONGEST = "longest"
     MAX_LENGTH = "max_length"
+    FREE = "free"
+    PACKED = "packed"
+
+
+END_TO_END = (Padding.FREE, Padding.PACKED)
+
+
+class Stack(StrEnum):
+    """What runs the training: whose defaults are taken, see :mod:`fitplan.stacks`."""
+
+    TRAINER = "trainer"
+    TRL = "trl"
+    LLAMAFACTORY = "llamafactory"
+    AXOLOTL = "axolotl"
+
+
+class Loss(StrEnum):
+    """How the loss of a causal language model is computed, see :mod:`fitplan.step.losses`."""
+
+    LOGITS = "logits"
+    METRICS = "metrics"
+    CHUNKED = "chunked"
+    FUSED = "fused"
+
+
+class KbitCastBack(StrEnum):
+    """What of the float32 that k-bit preparation leaves behind is cast back to the type of the training."""
+
+    NONE = "none"
+    EMBEDDINGS = "embeddings"
+    ALL = "all"
 
 
 class Adapter(StrEnum):
@@ -147,7 +181,11 @@ class LoraInit(StrEnum):
 
 LIGER_PACKAGE = "liger_kernel"
 """Decides the numbers of setups with ``use_liger_kernel`` only."""
+FUSED_TILE_TOKENS = 4096
+"""Tokens that TRL's fused output head takes at a time (trl ``kernels/chunked_logprob.py``, ``TOKEN_CHUNK_SIZE``)."""
 ALL_LINEAR = "all-linear"
+PEFT_DEFAULT = "peft-default"
+"""Target modules: those that peft names for a model where nobody does (``TRANSFORMERS_MODELS_TO_*_MAPPING``)."""
 DEFAULT_SEQ_LEN = 2048
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
@@ -166,7 +204,13 @@ def _adapters(*adapters: Adapter) -> tuple[Only, ...]:
 
 
 _FOUR_BIT = Only("quant", (Quant.NF4, Quant.FP4), "int8 has no such setting; choose quant nf4 or fp4")
+_PREDICTS = Only("task", (Task.CAUSAL_LM,), "{} has one loss only; choose causal-lm")
 _CLASSIFIES = Only("task", (Task.SEQUENCE_CLASSIFICATION,), "only sequence-classification counts labels; choose it")
+
+
+def _padding_in_words(padding: Padding) -> str:
+    words = {Padding.NONE: "", Padding.FREE: "padding-free", Padding.PACKED: "packed"}
+    return words.get(padding, f"padding to {padding}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +238,24 @@ class TrainingSetup:
         group=Group.JOB,
         help="what the model is trained to do",
         told_default=": the one that its config names",
+    )
+    stack: Stack = setting(
+        Stack.TRAINER,
+        kind=Stack,
+        group=Group.JOB,
+        help="what runs the training: whose defaults are taken where nothing is given",
+        decides=Decides.NOTHING,
+        words=lambda stack: "" if stack is Stack.TRAINER else str(stack),
+    )
+    stack_version: str | None = setting(
+        kind=Version,
+        metavar="X.Y",
+        group=Group.JOB,
+        help="its version",
+        told_default="the newest that is known",
+        only=(Only("stack", tuple(one for one in Stack if one is not Stack.TRAINER), "{} has no version here"),),
+        decides=Decides.NOTHING,
+        words=lambda version: f" {version}",
     )
     batch_size: int = setting(
         1,
@@ -275,9 +337,11 @@ class TrainingSetup:
         usual_for={Adapter.IA3: None},
         told_default=f"{ALL_LINEAR}; with ia3 those that peft names for the model",
         kind=Pattern,
+        special=(ALL_LINEAR, PEFT_DEFAULT),
         metavar="NAMES",
         group=Group.ADAPTERS,
-        help="module names with commas, or a regular expression; all-linear is every linear layer but the output head",
+        help="module names with commas, or a regular expression; all-linear is every linear layer but the output head, "
+        f"{PEFT_DEFAULT} those that peft names for the model",
         only=_adapters(*_TUNERS),
         row=Row("targets", "the modules that get adapters", (ALL_LINEAR,)),
         words=lambda names: f" on {'all linear layers' if names == ALL_LINEAR else shown(names)}",
@@ -307,6 +371,15 @@ class TrainingSetup:
         told_default="all",
         only=_adapters(*(one for one in _TUNERS if one is not Adapter.IA3)),
         words=lambda layers: f" in layers {shown(layers)}",
+    )
+    adapter_dtype: Dtype | None = setting(
+        kind=Dtype,
+        spellings=_DTYPES,
+        group=Group.ADAPTERS,
+        help="type that adapters are cast to",
+        told_default=": float32, as peft makes them",
+        only=_adapters(*_TUNERS),
+        words=lambda dtype: f" in {dtype}",
     )
     use_dora: bool | None = setting(
         usual=False,
@@ -454,6 +527,14 @@ class TrainingSetup:
         row=Row("k-bit prep", "norms, embedding and head in float32 (peft)"),
         words=lambda called: "k-bit preparation" if called else "no k-bit preparation",
     )
+    kbit_cast_back: KbitCastBack | None = setting(
+        usual=KbitCastBack.NONE,
+        kind=KbitCastBack,
+        group=Group.ADAPTERS,
+        help="what that has made float32 and is cast back: embeddings and head, or norms too",
+        only=(_QUANTISED,),
+        words=lambda what: "" if what is KbitCastBack.NONE else f"{what} cast back",
+    )
     dtype: Dtype = setting(
         Dtype.BFLOAT16,
         kind=Dtype,
@@ -509,6 +590,15 @@ class TrainingSetup:
         row=Row("Liger", "kernels for norms, MLPs and the loss, which keeps no logits", (False, True)),
         words=lambda on: "Liger kernels" if on else "",
     )
+    loss: Loss | None = setting(
+        usual=Loss.LOGITS,
+        kind=Loss,
+        group=Group.TRAINING,
+        help="how the loss is computed: from all logits, with TRL's metrics beside it, in TRL's pieces of 256 tokens, or "
+        "fused with the output head",
+        only=(_PREDICTS,),
+        words=lambda loss: "" if loss is Loss.LOGITS else f"loss {loss}",
+    )
     expandable_segments: bool = setting(
         False,
         kind=bool,
@@ -523,7 +613,7 @@ class TrainingSetup:
         help="how rows reach one length",
         told_default="none: all are full",
         row=Row("padding", "padded rows need an attention mask"),
-        words=lambda padding: "" if padding is Padding.NONE else f"padding to {padding}",
+        words=_padding_in_words,
     )
     num_labels: int | None = setting(
         kind=int,
@@ -624,15 +714,26 @@ def with_defaults(
 ) -> dict[str, Any]:
     """The settings, with what people take where they do not say: it depends on the model and the GPU.
 
-    The length is the default, or what the model knows ``positions`` for, if that is less. A GPU that does not multiply
+    What the stack takes comes first (:mod:`fitplan.stacks`). The length is the default, or what the model knows
+    ``positions`` for, if that is less. A GPU that does not multiply
     bfloat16 is given float16 autocast; trained weights are then kept in float32, which the gradient scaler asks for.
     """
-    usual: dict[str, Any] = {"seq_len": min(DEFAULT_SEQ_LEN, positions or DEFAULT_SEQ_LEN)}
     chosen = given(settings)
+    usual: dict[str, Any] = {"seq_len": DEFAULT_SEQ_LEN, **_of_stack(chosen, method)}
+    usual["seq_len"] = min(usual["seq_len"], positions or usual["seq_len"])
     if capability < TENSOR_CORES_FOR_BFLOAT16 and not {"dtype", "mixed_precision"} & chosen.keys():
-        dtype = Dtype.FLOAT32 if method is Method.FULL else Dtype.FLOAT16
-        usual |= {"dtype": dtype, "mixed_precision": MixedPrecision.FP16}
+        full = method is Method.FULL or usual.get("dtype") is Dtype.FLOAT32
+        usual |= {"dtype": Dtype.FLOAT32 if full else Dtype.FLOAT16, "mixed_precision": MixedPrecision.FP16}
     return {**usual, **chosen}
+
+
+def _of_stack(chosen: Mapping[str, Any], method: Method) -> Mapping[str, Any]:
+    stack = SETTINGS["stack"].read(chosen.get("stack"))
+    if stack in (None, Stack.TRAINER):
+        return {}
+    from fitplan.stacks import defaults_of  # which is made of settings
+
+    return defaults_of(stack, chosen, method)
 
 
 def given(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,17 @@ from fitplan.footprint.size import NoFormula, Shape
 from fitplan.footprint.store import SHIPPED_NAMES, ShippedFile, digest_of
 from fitplan.memory import estimate_trace
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import Attention, Dtype, Method, MixedPrecision, Optim, TrainingSetup, with_defaults
+from fitplan.setup import (
+    Attention,
+    Dtype,
+    Method,
+    MixedPrecision,
+    Optim,
+    Padding,
+    Stack,
+    TrainingSetup,
+    with_defaults,
+)
 from fitplan.surveyor import optimizer_of, shaped, survey_of
 from fitplan.tracer import installed_versions, trace_job
 from fitplan.whole import write_whole
@@ -60,6 +70,10 @@ def common_setups(capability: tuple[int, int]) -> Iterator[TrainingSetup]:
     yield setup(Method.QLORA, use_liger_kernel=True)
     for method in (Method.LORA, Method.QLORA):
         yield setup(method, target_modules=QUERY_AND_VALUE)
+    for method in Method:
+        yield setup(method, stack=Stack.TRL)
+        for padding in (Padding.NONE, Padding.PACKED):
+            yield setup(method, stack=Stack.TRL, dtype=Dtype.BFLOAT16, padding=padding, batch_size=1)
 
 
 def ship(
@@ -69,6 +83,7 @@ def ship(
     capability: tuple[int, int] = AMPERE,
     *,
     anew: bool = False,
+    missing: bool = False,
 ) -> list[str]:
     """Make the file of one model in ``folder``, for GPUs that run the kernels of ``capability``.
 
@@ -80,6 +95,7 @@ def ship(
         progress: is told what is being done.
         capability: of the GPUs.
         anew: make everything again, as after a change of what fitplan derives from a trace.
+        missing: keep what the model's file holds whatever step it was made from, and add what it lacks.
 
     Returns:
         What was left out, and why.
@@ -94,6 +110,8 @@ def ship(
     path = folder / model.name / SHIPPED_NAMES[kernels]
     step = _step_digest(model, capability, progress)
     alike = [] if anew else [other for other in sorted(folder.glob(f"*/{path.name}")) if digest_of(other) == step]
+    if missing and path.exists():
+        alike = [path]
     files = [ShippedFile.read(other) for other in alike] or [ShippedFile({}, kernels, step, [], {})]
     made = max(files, key=lambda file: len(file.footprints))
     known = [recipe for recipe, _, _ in made.footprints]

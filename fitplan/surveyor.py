@@ -10,7 +10,7 @@ from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.overhead import replayed
 from fitplan.footprint.size import NoFormula, Numbers, Shape
 from fitplan.memory import estimate_trace
-from fitplan.setup import Optim, TrainingSetup
+from fitplan.setup import FUSED_TILE_TOKENS, Loss, Optim, TrainingSetup
 from fitplan.tracer import Progress, installed_versions, needed_for, trace_job
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def survey_of(job: TrainingJob, progress: Progress) -> "Survey":
         turning_points=job.model.windows,
         numbers=Numbers(
             loss_pieces=job.model.loss_pieces if job.setup.use_liger_kernel else 0,
+            tile_tokens=FUSED_TILE_TOKENS if job.setup.loss is Loss.FUSED else 0,
             vocabulary=job.model.text.get("vocab_size") or 0,
             positions=job.model.rows_of_positions,
             types=job.model.text.get("type_vocab_size") or 0,

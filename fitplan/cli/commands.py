@@ -192,7 +192,7 @@ def models(search: str, as_json: bool) -> int:
     return EXIT_FITS
 
 
-def profile(models: list[str], out: str, before_ampere: bool, anew: bool) -> int:
+def profile(models: list[str], out: str, before_ampere: bool, anew: bool, missing: bool) -> int:
     """``fitplan profile``."""
     from pathlib import Path
 
@@ -208,7 +208,7 @@ def profile(models: list[str], out: str, before_ampere: bool, anew: bool) -> int
             heading = f"{number}/{len(names)} {model.name}, "
             told = lambda what, heading=heading: progress(heading + what)  # noqa: E731
             capability = BEFORE_AMPERE if before_ampere else AMPERE
-            left_out = ship(model, Path(out), told, capability, anew=anew)
+            left_out = ship(model, Path(out), told, capability, anew=anew, missing=missing)
             print(f"{model.name}: written" + "".join(f"\n  without {one}" for one in left_out), flush=True)
     return EXIT_FITS
 

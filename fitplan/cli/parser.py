@@ -195,7 +195,9 @@ def _add_profile(add: Add) -> None:
     profile.add_argument("models", metavar="MODEL", nargs="+", help="a shipped model, or all")
     profile.add_argument("--out", metavar="FOLDER", required=True, help="where MODEL/footprints.json.xz is written")
     profile.add_argument("--before-ampere", action="store_true", help="for GPUs such as the T4 and the V100")
-    profile.add_argument("--anew", action="store_true", help="make again what FOLDER holds of the same step already")
+    how = profile.add_mutually_exclusive_group()
+    how.add_argument("--anew", action="store_true", help="make again what FOLDER holds of the same step already")
+    how.add_argument("--missing", action="store_true", help="add what MODEL's file lacks, and keep the rest as it is")
 
 
 def _add_job(parser: argparse.ArgumentParser) -> None:

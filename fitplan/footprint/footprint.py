@@ -266,7 +266,7 @@ class Piece:
             times = shape.gradient_accumulation_steps - 1 if block.per_extra_batch else 1
             size, lengths = block.size.at(values), block.size.lengths
             start = slope = 0
-            if {"n", "n10", "k"} & set(lengths):
+            if {"n", "n10", "k", "f"} & set(lengths):
                 loose.append((number, self._size_by_rows(block.size, times, shape, capability)))
             elif "b" not in lengths:
                 start = times * rounded(size)

@@ -5,7 +5,7 @@ from typing import Any
 from fitplan.cuda import AMPERE
 from fitplan.footprint.size import Shape
 from fitplan.settings import Decides
-from fitplan.setup import SETTINGS, Adapter, Quant, TrainingSetup
+from fitplan.setup import END_TO_END, SETTINGS, Adapter, Padding, Quant, TrainingSetup
 
 SOME_DROPOUT = 0.05
 
@@ -13,21 +13,30 @@ Recipe = dict[str, Any]
 
 
 def shape_of(setup: TrainingSetup) -> Shape:
-    """The shape of the job; the rank is part of it where all that adapters need grows with it in proportion."""
+    """The shape of the job; the rank is part of it where all that adapters need grows with it in proportion.
+
+    Rows that are laid end to end are a single one.
+    """
     rank = setup.lora_r or 0 if setup.adapter in (Adapter.LORA, Adapter.DORA) else 0
-    return Shape(setup.batch_size, setup.seq_len, rank, setup.gradient_accumulation_steps)
+    rows, length = setup.batch_size, setup.seq_len
+    if setup.padding in END_TO_END:
+        rows, length = 1, rows * length
+    return Shape(rows, length, rank, setup.gradient_accumulation_steps)
 
 
 def recipe_of(setup: TrainingSetup) -> Recipe:
     """The rest of the setup, as JSON-ready values.
 
-    Whether there is dropout matters, how much does not; fp4 and nf4 take the same bytes.
+    Whether there is dropout matters, how much does not; fp4 and nf4 take the same bytes; several rows end to end are
+    packed, whatever they hold.
     """
     values = setup.to_dict()
     recipe = {one.name: values[one.name] for one in SETTINGS.values() if one.decides is Decides.RECIPE}
     recipe["lora_dropout"] = None if setup.lora_dropout is None else setup.lora_dropout > 0
     if setup.quant is Quant.FP4:
         recipe["quant"] = str(Quant.NF4)
+    if setup.padding is Padding.FREE and setup.batch_size > 1:
+        recipe["padding"] = str(Padding.PACKED)
     if setup.lora_r and not shape_of(setup).lora_r:
         recipe["lora_r"] = setup.lora_r
     return recipe

@@ -36,6 +36,7 @@ class Numbers:
 
     Attributes:
         loss_pieces: into how many pieces Liger cuts the loss (:func:`loss_piece`).
+        tile_tokens: of how many tokens the fused output head has the logits at a time at most.
         vocabulary: rows of the embedding of tokens.
         positions: rows of the embedding of positions, of which each token looks one up.
         types: rows of the embedding of token types.
@@ -44,6 +45,7 @@ class Numbers:
     """
 
     loss_pieces: int = 0
+    tile_tokens: int = 0
     vocabulary: int = 0
     positions: int = 0
     types: int = 0
@@ -78,6 +80,7 @@ LENGTHS = {
         for part, what in (("d", "most distinct"), ("p", "parts of the sums over"))
     },
     "k": "tokens in a piece of Liger's loss",
+    "f": "tokens in a tile of the fused output head",
     "w": "cuBLAS workspace",
 }
 """The lengths that sizes are made of, and what they are called. What embeddings look up is sorted beyond 3072."""
@@ -127,6 +130,7 @@ def lengths_of(shape: Shape, capability: tuple[int, int], numbers: Numbers = NO_
         **{f"s{multiple}": -(-s // multiple) * multiple for multiple in _ROUNDINGS},
         **_sorted_lengths(shape, numbers),
         "k": loss_piece(shape.tokens, numbers.loss_pieces) if numbers.loss_pieces else 0,
+        "f": min(shape.batch_size * (s - 1), numbers.tile_tokens),
         "w": cublas_workspace(capability),
     }
 
@@ -166,13 +170,13 @@ def _products() -> list[Lengths]:
     length: list[Lengths] = [(), ("s",), ("s-1",), ("s+1",), *((name,) for name in rounded)]
     length += [("s", "s"), ("s", "s+1"), *(("s", name) for name in rounded)]
     rank: list[Lengths] = [(), ("r",)]
-    others: list[Lengths] = [(name,) for name in (*_sorted_lengths(Shape(0, 0), NO_NUMBERS), "g", "k")]
+    others: list[Lengths] = [(name,) for name in (*_sorted_lengths(Shape(0, 0), NO_NUMBERS), "g", "k", "f")]
     return [r + b + s for b, s, r in product(batch, length, rank)] + others
 
 
 def _intricacy(lengths: Lengths) -> tuple[int, int]:
     """How much a product supposes: its factors, and those that are not plain."""
-    return len(lengths), sum(name not in "bsrgk" for name in lengths)
+    return len(lengths), sum(name not in "bsrgkf" for name in lengths)
 
 
 _PRODUCTS = sorted(_products(), key=_intricacy)

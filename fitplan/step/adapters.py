@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fitplan.settings import ByName
-from fitplan.setup import ALL_LINEAR, SETTINGS, Adapter, LoraInit, Task, TrainingSetup
+from fitplan.setup import ALL_LINEAR, PEFT_DEFAULT, SETTINGS, Adapter, LoraInit, Task, TrainingSetup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def peft_arguments(setup: TrainingSetup, task: Task) -> dict[str, Any]:
 
 
 def _as_peft_has_it(name: str, value: Any) -> Any:
-    if value is False or value is LoraInit.TRUE:
+    if value is False or value is LoraInit.TRUE or value == PEFT_DEFAULT:
         return None
     if SETTINGS[name].kind is ByName and value is not None:
         return dict(value)

@@ -3,7 +3,7 @@
 import torch
 from transformers import PretrainedConfig
 
-from fitplan.setup import Padding, Task, TrainingSetup
+from fitplan.setup import END_TO_END, Padding, Task, TrainingSetup
 
 IGNORED_LABEL = -100
 
@@ -13,11 +13,12 @@ def make_batch(config: PretrainedConfig, task: Task, setup: TrainingSetup, devic
 
     ``input_ids`` and ``attention_mask`` are [batch, seq_len]; ``labels`` likewise, with padding ignored, or [batch]
     for a classifier. With ``padding`` longest the first row is full and the others are one token shorter than the row
-    before (at least one token stays); with max_length the first row is one short as well.
+    before (at least one token stays); with max_length the first row is one short as well. With free and packed all is one
+    row, [1, batch * seq_len]; ``position_ids`` begin anew with each text, and there is no mask.
     """
     batch, length = setup.batch_size, setup.seq_len
     mask = torch.ones(batch, length, dtype=torch.int64)
-    if setup.padding is not Padding.NONE:
+    if setup.padding in (Padding.LONGEST, Padding.MAX_LENGTH):
         first = 1 if setup.padding is Padding.MAX_LENGTH else 0
         for row in range(batch):
             mask[row, max(1, length - row - first) :] = 0
@@ -30,4 +31,23 @@ def make_batch(config: PretrainedConfig, task: Task, setup: TrainingSetup, devic
     else:
         labels = torch.where(mask.bool(), ids, torch.full_like(ids, IGNORED_LABEL))
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    if setup.padding in END_TO_END:
+        inputs = _end_to_end(ids, labels, setup)
     return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+TEXTS_IN_A_ROW = 2
+"""Of packed rows: how many there are decides nothing, whether there is more than one decides whether there is a mask."""
+
+
+def _end_to_end(ids: torch.Tensor, labels: torch.Tensor, setup: TrainingSetup) -> dict[str, torch.Tensor]:
+    """All rows in one, as trl's collator lays them out (``DataCollatorForLanguageModeling`` with ``padding_free``).
+
+    It also says where texts begin (``cu_seq_lens_q``, ``seq_idx``), which only kernels for such rows ask for, and leaves
+    the first token of each unscored; how many there are is the data's to say, and here all tokens are scored.
+    """
+    length = setup.seq_len
+    texts = TEXTS_IN_A_ROW if setup.padding is Padding.PACKED and length > 1 else 1
+    positions = torch.cat([torch.arange(len(text)) for text in torch.arange(length).tensor_split(texts)])
+    positions = positions.repeat(setup.batch_size)[None]
+    return {"input_ids": ids.reshape(1, -1), "labels": labels.reshape(1, -1), "position_ids": positions}

@@ -14,11 +14,12 @@ from fitplan.errors import InputError, MissingDependency, ModelNotSupported
 from fitplan.faults import interface_of, one_line
 from fitplan.phase import Phase
 from fitplan.settings import shown
-from fitplan.setup import Adapter, Dtype, Method, Quant, TrainingSetup
+from fitplan.setup import Adapter, Dtype, KbitCastBack, Loss, Method, Quant, Task, TrainingSetup
 from fitplan.step.adapters import KINDS, peft_arguments
 from fitplan.step.architecture import TORCH_DTYPES, build_architecture, task_of
 from fitplan.step.audit import QUANTISED
 from fitplan.step.job import Observer, Place
+from fitplan.step.losses import change_loss
 
 
 def build_skeleton(config: PretrainedConfig, setup: TrainingSetup, place: Place) -> PreTrainedModel:
@@ -54,7 +55,11 @@ def load_model(
     observe(Phase.PREPARE)
     trained: Any = model if setup.method is Method.FULL else _add_adapters(model, config, setup)
     if setup.use_liger_kernel:
-        _apply_liger(model, place)
+        _apply_liger(model, setup, place)
+    if setup.loss in (Loss.CHUNKED, Loss.FUSED) and not (setup.use_liger_kernel and setup.loss is Loss.CHUNKED):
+        if task_of(config, setup) is not Task.CAUSAL_LM:
+            raise InputError(f"loss {setup.loss}: it is for causal language models; choose loss logits")
+        change_loss(model, setup.loss, place)
     trained.train()
     if setup.gradient_checkpointing:
         _enable_checkpointing(trained, setup)
@@ -197,6 +202,7 @@ def _add_adapters(model: PreTrainedModel, config: PretrainedConfig, setup: Train
     if setup.kbit_prepare:
         checkpoint_kwargs = {"use_gradient_checkpointing": setup.gradient_checkpointing}
         model = peft.prepare_model_for_kbit_training(model, **checkpoint_kwargs)
+        _cast_back(model, setup)
     if setup.adapter is Adapter.BITFIT:
         return _only_biases(model)
     assert setup.adapter is not None, "what is not fully trained has an adapter"
@@ -212,7 +218,7 @@ def _add_adapters(model: PreTrainedModel, config: PretrainedConfig, setup: Train
     try:
         with warnings.catch_warnings(), device:
             warnings.simplefilter("ignore")
-            return _as_moved(peft.get_peft_model(model, config_class(**arguments)), setup)
+            return _in_their_type(_as_moved(peft.get_peft_model(model, config_class(**arguments)), setup), setup)
     except (ValueError, TypeError, NotImplementedError) as error:
         what = f"target_modules {shown(setup.target_modules)}" if setup.target_modules else f"adapter {setup.adapter}"
         raise InputError(f"{what} cannot be adapted: {one_line(error)}") from error
@@ -229,6 +235,30 @@ def _as_moved(model: nn.Module, setup: TrainingSetup) -> nn.Module:
         for path, param in model.named_parameters():
             if "ranknum" in path:
                 param.requires_grad_(True)
+    return model
+
+
+def _cast_back(model: PreTrainedModel, setup: TrainingSetup) -> None:
+    """What stacks cast of the float32 that k-bit preparation leaves behind.
+
+    Sources: trl ``models/utils.py``, ``peft_module_casting_to_bf16`` (embeddings and head); axolotl
+    ``loaders/model.py``, ``_convert_embedding_modules_dtype`` (norms as well).
+    """
+    dtype = TORCH_DTYPES[setup.dtype]
+    for path, module in model.named_modules():
+        embeds = any(name in path for name in ("lm_head", "embed_tokens", "wte", "wpe", "embed_in", "embed_out"))
+        if setup.kbit_cast_back is KbitCastBack.ALL or (setup.kbit_cast_back is KbitCastBack.EMBEDDINGS and embeds):
+            for param in module.parameters(recurse=False):
+                if param.dtype is torch.float32:
+                    param.data = param.data.to(dtype)
+
+
+def _in_their_type(model: nn.Module, setup: TrainingSetup) -> nn.Module:
+    """Adapters in the type that the stack casts them to; DoRA's magnitudes stay (trl ``trainer/sft_trainer.py``)."""
+    if setup.adapter_dtype is not None:
+        for path, param in model.named_parameters():
+            if param.requires_grad and "lora_magnitude_vector" not in path:
+                param.data = param.data.to(TORCH_DTYPES[setup.adapter_dtype])
     return model
 
 
@@ -268,8 +298,8 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | transformers.pytorch_utils.Conv1D)
 
 
-def _apply_liger(model: PreTrainedModel, place: Place) -> None:
-    """As ``Trainer(use_liger_kernel=True)`` does, to the model inside the adapters."""
+def _apply_liger(model: PreTrainedModel, setup: TrainingSetup, place: Place) -> None:
+    """As ``Trainer(use_liger_kernel=True)`` does, to the model inside the adapters; a fused head leaves it no loss."""
     if place.kernels != "cuda":
         raise InputError("use_liger_kernel: Liger's kernels run on a GPU only; leave it out on the CPU")
     try:
@@ -283,7 +313,8 @@ def _apply_liger(model: PreTrainedModel, place: Place) -> None:
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise InputError(f"use_liger_kernel: Liger has no kernels for models of type {kind}; leave it out")
     with interface_of("liger_kernel"):
-        _apply_liger_kernel_to_instance(model=model)
+        fused = {"fused_linear_cross_entropy": False} if setup.loss is Loss.FUSED else {}
+        _apply_liger_kernel_to_instance(model=model, **fused)
 
 
 def _enable_checkpointing(model: Any, setup: TrainingSetup) -> None:

@@ -10,10 +10,11 @@ from torch import nn
 from transformers import PretrainedConfig, Trainer
 
 from fitplan.phase import Phase
-from fitplan.setup import MixedPrecision, TrainingSetup
+from fitplan.setup import Loss, MixedPrecision, TrainingSetup
 from fitplan.step.architecture import task_of
 from fitplan.step.batch import IGNORED_LABEL, make_batch
 from fitplan.step.job import Observer, Place
+from fitplan.step.losses import metrics
 from fitplan.step.optimizer import make_optimizer
 
 MAX_GRAD_NORM = 1.0
@@ -58,7 +59,7 @@ def train(
         shown = accumulation if micro_batches is None else micro_batches if step else 1
         for inputs in batches[:shown]:
             observe(Phase.FORWARD)
-            loss = _compute_loss(model, inputs, extra)
+            loss = _compute_loss(model, inputs, extra, setup)
             if not takes_count:
                 loss = loss / accumulation
             observe(Phase.BACKWARD)
@@ -95,9 +96,13 @@ def _update(model: nn.Module, optimizer: Any, scale: torch.Tensor | None, observ
     model.zero_grad()
 
 
-def _compute_loss(model: nn.Module, inputs: dict[str, torch.Tensor], extra: dict[str, Any]) -> torch.Tensor:
+def _compute_loss(
+    model: nn.Module, inputs: dict[str, torch.Tensor], extra: dict[str, Any], setup: TrainingSetup
+) -> torch.Tensor:
     """``Trainer.compute_loss``: the outputs, logits among them, are dropped before backward starts."""
     outputs = model(**inputs, **extra)
+    if setup.loss is Loss.METRICS and not setup.use_liger_kernel:
+        metrics(outputs["logits"], inputs)
     loss: torch.Tensor = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
     return loss
 

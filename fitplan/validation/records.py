@@ -13,7 +13,8 @@ import platformdirs
 
 from fitplan.errors import InputError
 from fitplan.resources import profiles
-from fitplan.setup import TrainingSetup
+from fitplan.settings import Decides
+from fitplan.setup import SETTINGS, TrainingSetup
 from fitplan.whole import read_whole, write_whole
 
 if TYPE_CHECKING:  # most models have no record, and an answer is to come at once
@@ -58,10 +59,14 @@ class Record:
         return judged(self.quantities) or self.quantities[0]
 
     def others(self, asked: TrainingSetup) -> dict[str, tuple[Any, Any]]:
-        """The settings that are not those asked about, as they ran and as they were asked."""
+        """The settings that are not those asked about and take memory, as they ran and as they were asked."""
         wanted = asked.to_dict()
         ran = TrainingSetup.from_dict(self.setup).to_dict()
-        return {name: (value, wanted[name]) for name, value in ran.items() if value != wanted[name]}
+        return {
+            name: (value, wanted[name])
+            for name, value in ran.items()
+            if value != wanted[name] and SETTINGS[name].decides is not Decides.NOTHING
+        }
 
     @property
     def date(self) -> str:
@@ -120,8 +125,8 @@ def nearest(model: str, setup: TrainingSetup) -> Record | None:
     return min(newest_first, key=distance, default=None)
 
 
-_BESIDE_SETTINGS = {"batch_size", "seq_len", "lora_alpha"}
-"""How many tokens there are is compared by itself, and what scales the adapters takes no memory."""
+_BESIDE_SETTINGS = {"batch_size", "seq_len"}
+"""How many tokens there are is compared by itself."""
 
 
 def _records(model: str, method: str) -> Iterator[Record]:
