@@ -24,7 +24,6 @@ from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.store import SHIPPED
 from fitplan.given import GivenSettings, OtherSettings
 from fitplan.memory import MemoryEstimate
-from fitplan.models.resolve import resolve_model
 from fitplan.notes import notes_on
 from fitplan.plan import CheckReport, Plan
 from fitplan.question import Question, device_named
@@ -55,7 +54,8 @@ def check(
     """Predict the memory of fine-tuning ``model`` and judge it against a GPU.
 
     Args:
-        model: alias, hub id, folder, ``config.json`` or ``PretrainedConfig``.
+        model: alias, hub id, folder, ``config.json`` or ``PretrainedConfig``; or a training file of Axolotl,
+            LLaMA-Factory, TRL, torchtune or transformers, or what :func:`read_training_file` has read in one.
         gpu: a GPU's name; ``"auto"``, an index or a UUID for one of this machine; or a :class:`Device`.
         vram: an amount of memory instead of a known GPU: ``"24GiB"`` or bytes.
         method: one of ``full``, ``lora``, ``qlora``; if left out all three, as far as there are answers.
@@ -90,6 +90,7 @@ def check(
         installed=installed_versions(plans[0].setup),
         left_out={one: str(error) for one, error in left_out.items()},
         remarks=remarks,
+        reading=question.reading,
     )
 
 
@@ -261,9 +262,9 @@ def validate(
     if limit is not None and target.gpu is not None:
         limit -= context_on(target.gpu).bytes  # which PyTorch's limit, of its allocator, does not count
     options = Options(limit_bytes=limit, **{name: value for name, value in rest.items() if name in OPTIONS})
-    config = resolve_model(model)
     settings = {name: value for name, value in rest.items() if name not in OPTIONS}
-    setup = _question(config, target.gpu, None, settings).job().setup
+    question = _question(model, target.gpu, None, settings)
+    config, setup = question.config, question.job().setup
     if len(layers) > (2 if find_limit is None else 1):
         raise InputError(f"layers are one depth{' or two' if find_limit is None else ''}, not {len(layers)}")
     if find_limit is not None:

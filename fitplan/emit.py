@@ -14,7 +14,18 @@ from typing import Any
 from fitplan.errors import InputError
 from fitplan.models.resolve import ModelConfig
 from fitplan.plan import CheckReport, Plan
-from fitplan.setup import Adapter, Method, MixedPrecision, Padding, Quant, Task, TrainingSetup
+from fitplan.setup import (
+    END_TO_END,
+    Adapter,
+    KbitCastBack,
+    Loss,
+    Method,
+    MixedPrecision,
+    Padding,
+    Quant,
+    Task,
+    TrainingSetup,
+)
 from fitplan.step.adapters import KINDS, peft_arguments
 from fitplan.units import gib
 
@@ -52,6 +63,7 @@ def emit_script(report: CheckReport) -> str:
 
     """
     plan = _only_plan(report)
+    _check_trainer(plan.setup)
     data = _data(plan.setup)
     functions = (
         _load_model(report.model, plan),
@@ -68,6 +80,27 @@ def emit_script(report: CheckReport) -> str:
         constants=_constants(report.model, plan),
         body=body,
     )
+
+
+def _check_trainer(setup: TrainingSetup) -> None:
+    """The script is one for ``transformers.Trainer``.
+
+    Raises:
+        InputError: another stack does what the setup says.
+
+    """
+    foreign = {
+        "loss": setup.loss not in (None, Loss.LOGITS),
+        "adapter_dtype": setup.adapter_dtype is not None,
+        "kbit_cast_back": setup.kbit_cast_back not in (None, KbitCastBack.NONE),
+        "padding": setup.padding in END_TO_END,
+    }
+    for name, is_foreign in foreign.items():
+        if is_foreign:
+            raise InputError(
+                f"a script for transformers.Trainer has no {name} {getattr(setup, name)}; emit json instead, or choose "
+                "stack trainer"
+            )
 
 
 def _only_plan(report: CheckReport) -> Plan:

@@ -1,7 +1,7 @@
 """The answer: one plan for each setup asked about, and the JSON document made from it."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fitplan.advice import Proposal, proposal_document
 from fitplan.audit import ParameterGroup, unquantised_share
@@ -12,6 +12,9 @@ from fitplan.notes import notes
 from fitplan.setup import Method, TrainingSetup
 from fitplan.validation.records import Record
 from fitplan.verdict import DeviceMemory, Verdict
+
+if TYPE_CHECKING:
+    from fitplan.readers import Reading
 
 SCHEMA = "fitplan.check/1"
 
@@ -76,6 +79,7 @@ class CheckReport:
         installed: versions of the libraries that are installed here.
         left_out: methods among all of them that have no answer, and why.
         remarks: what of the question could not be minded.
+        reading: what was read in a training file, if one was asked about.
 
     """
 
@@ -85,6 +89,7 @@ class CheckReport:
     installed: dict[str, str]
     left_out: dict[Method, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    reading: "Reading | None" = None
 
     @property
     def source(self) -> str:
@@ -128,6 +133,7 @@ def _document(report: CheckReport) -> dict[str, Any]:
         "provenance": {"source": report.source, "versions": report.versions, "installed": report.installed},
         "left_out": {str(method): why for method, why in report.left_out.items()},
         "warnings": list(report.warnings),
+        "file": report.reading and report.reading.to_dict(),
     }
 
 

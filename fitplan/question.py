@@ -4,16 +4,19 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fitplan.allocator.settings import VARIABLES, from_environment
 from fitplan.cuda import AMPERE
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device
-from fitplan.errors import DeviceNotFound, InputError, SetupConflict
+from fitplan.errors import DeviceNotFound, InputError, ModelNotFound, SetupConflict
 from fitplan.footprint.job import TrainingJob
 from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.setup import Attention, Method, TrainingSetup, given, settings_for, with_defaults
 from fitplan.units import parse_size
+
+if TYPE_CHECKING:
+    from fitplan.readers import Reading
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Question:
     """One model, one device and one setup, as they were named.
 
     Attributes:
-        model: an alias, hub id, folder, file, ``PretrainedConfig``, or a config that was found before.
+        model: an alias, hub id, folder, file, ``PretrainedConfig``, or a config that was found before; or a training
+            file of another tool, or what was read in one, which name model and settings.
         gpu: a GPU's name, one of this machine, or a device that was found before.
         vram: an amount of memory instead of a known GPU.
         method: how the model is fine-tuned; ``None`` leaves it open.
@@ -34,6 +38,46 @@ class Question:
     vram: str | int | None = None
     method: Method | str | None = None
     settings: tuple[tuple[str, Any], ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @cached_property
+    def reading(self) -> "Reading | None":
+        """What the training file says, if one was named.
+
+        Raises:
+            InputError: it is none that is known, or damaged.
+
+        """
+        if not may_be_training_file(self.model):
+            return None
+        from fitplan.readers import Reading, read_training_file
+
+        return self.model if isinstance(self.model, Reading) else read_training_file(self.model)
+
+    @cached_property
+    def opened(self) -> Self:
+        """The question that a training file asks, with what was chosen beside it; any other as it is.
+
+        Raises:
+            InputError: as :attr:`reading`; or the file names no model that is known.
+
+        """
+        reading = self.reading
+        if reading is None:
+            return self
+        method = self.method or dict(self.settings).get("method") or reading.settings.get("method")
+        said = dict(reading.settings)
+        if method is not None:
+            said = settings_for(TrainingSetup.from_dict({"method": method}).method, said)
+        chosen = {**said, **given(dict(self.settings))}
+        chosen.pop("method", None)
+        return replace(
+            self,
+            model=_model_of(reading),
+            method=method,
+            settings=tuple(chosen.items()),
+            remarks=self.remarks + reading.remarks,
+        )
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -43,7 +87,7 @@ class Question:
             InputError: nothing is known under that name.
 
         """
-        return resolve_model(self.model)
+        return resolve_model(self.opened.model)
 
     @cached_property
     def device(self) -> Device | None:
@@ -57,7 +101,8 @@ class Question:
 
     def chosen(self) -> dict[str, Any]:
         """The settings that were chosen, the method among them."""
-        return {**given(dict(self.settings)), **given({"method": self.method})}
+        opened = self.opened
+        return {**given(dict(opened.settings)), **given({"method": opened.method})}
 
     def by_method(self) -> Iterator[tuple[Method, Self]]:
         """The question for the method that it names, else for each; model and device are looked up once.
@@ -67,12 +112,12 @@ class Question:
 
         """
         device, config = self.device, self.config
-        found = replace(self, model=config, gpu=device, vram=None)
-        if self.method is not None:
-            yield TrainingSetup.from_dict({"method": self.method}).method, found
+        found = replace(self.opened, model=config, gpu=device, vram=None)
+        if found.method is not None:
+            yield TrainingSetup.from_dict({"method": found.method}).method, found
             return
         for method in (Method.QLORA, Method.LORA, Method.FULL):
-            settings = settings_for(method, dict(self.settings))
+            settings = settings_for(method, dict(found.settings))
             yield method, replace(found, method=settings.pop("method"), settings=tuple(settings.items()))
 
     def job(self, capability: tuple[int, int] = DEFAULT_CAPABILITY) -> TrainingJob:
@@ -91,6 +136,7 @@ class Question:
         match device.capability if device else capability:
             case (int(major), int(minor)):
                 expandable, remarks = _environment(device)
+                remarks = self.opened.remarks + remarks
                 settings = {**given({"expandable_segments": expandable}), **self.chosen()}
                 setup = _setup(settings, model, (major, minor))
                 _check_gpu(setup, device)
@@ -105,6 +151,30 @@ class Question:
 
         """
         return _setup(self.chosen(), model, capability)
+
+
+def may_be_training_file(named: Any) -> bool:
+    """Whether it is worth opening: most questions name a model, and are to be answered at once."""
+    text = str(named).lower() if isinstance(named, str | os.PathLike) else ""
+    return text.endswith((".yaml", ".yml", ".json")) or type(named).__name__ == "Reading"
+
+
+def _model_of(reading: "Reading") -> ModelConfig:
+    """The model that a file names; of one that lies where the file was written, the shipped one of that name."""
+    if reading.model is None:
+        raise InputError(f"{reading.file} names no model; give the model, and the file beside it")
+    try:
+        return resolve_model(reading.model)
+    except ModelNotFound as error:
+        name = reading.model.rstrip("/").rpartition("/")[2]
+        if "/" in reading.model and name and "." not in (name, reading.model):
+            try:
+                return resolve_model(name)
+            except InputError:
+                pass
+        raise ModelNotFound(
+            f"{reading.file} names the model {reading.model}: {error}; or give the model, and the file beside it"
+        ) from error
 
 
 def device_named(gpu: str | int | Device | None, vram: str | int | None) -> Device | None:

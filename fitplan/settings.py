@@ -202,7 +202,8 @@ class Setting:
         if not is_list or not names:
             known = "".join(f" or {word!r}" for word in self.special)
             raise InputError(f"{self.name} must be module names{known}, not {value!r}")
-        return str(names[0]) if len(names) == 1 and list(names)[0] in self.special else tuple(names)
+        first = next(iter(names))
+        return str(first) if len(names) == 1 and first in self.special else tuple(names)
 
     def _read_pattern(self, value: Any) -> tuple[str, ...] | str:
         if not isinstance(value, str) or _PLAIN_NAMES.fullmatch(value):
@@ -227,7 +228,6 @@ class Setting:
             return tuple((str(name).strip(), int(self._read_number(int(number)))) for name, number in pairs)
         except (TypeError, ValueError):
             raise InputError(f"{self.name} must be such as q_proj=8,v_proj=16, not {value!r}") from None
-
 
     def _read_version(self, value: Any) -> str:
         if not isinstance(value, str) or not _VERSION.fullmatch(value):

@@ -94,8 +94,8 @@ class Padding(StrEnum):
     """How the rows of a batch are brought to one length, as in the ``padding`` of a tokenizer, or laid end to end.
 
     It decides whether an attention mask is built at all: without padding transformers drops a mask of ones. ``free`` is
-    TRL's ``padding_free``: all rows in a single one, told apart by their positions; ``packed`` the same of rows that hold
-    several texts each (``packing``).
+    TRL's ``padding_free``: all rows in a single one, told apart by their positions; ``packed`` the same of rows that
+    hold several texts each (``packing``).
     """
 
     NONE = "none"
@@ -594,8 +594,8 @@ class TrainingSetup:
         usual=Loss.LOGITS,
         kind=Loss,
         group=Group.TRAINING,
-        help="how the loss is computed: from all logits, with TRL's metrics beside it, in TRL's pieces of 256 tokens, or "
-        "fused with the output head",
+        help="how the loss is computed: from all logits, with TRL's metrics beside it, in TRL's pieces of 256 tokens, "
+        "or fused with the output head",
         only=(_PREDICTS,),
         words=lambda loss: "" if loss is Loss.LOGITS else f"loss {loss}",
     )

@@ -54,11 +54,17 @@ def _trl(*, loss: Loss, dtype: Dtype, kbit: Defaults, adapters: Defaults) -> Cal
     """``SFTConfig`` and ``ModelConfig``; the same in all versions that are known here but for what is given."""
 
     def defaults(method: Method) -> Defaults:
-        common = {"batch_size": 8, "seq_len": 1024, "dtype": dtype, "loss": loss, "gradient_checkpointing": True}
+        common: dict[str, Any] = {
+            "batch_size": 8,
+            "seq_len": 1024,
+            "dtype": dtype,
+            "loss": loss,
+            "gradient_checkpointing": True,
+        }
         if method is Method.FULL:
             return common
         common |= {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": PEFT_DEFAULT}
-        return common if method is Method.LORA else common | {"double_quant": False} | kbit | adapters
+        return common if method is Method.LORA else {**common, "double_quant": False, **kbit, **adapters}
 
     return defaults
 
@@ -79,9 +85,7 @@ TRL = Known(
         ),
         Release(
             since=(0, 26),
-            defaults=_trl(
-                loss=Loss.METRICS, dtype=Dtype.BFLOAT16, kbit=_NOT_PREPARED, adapters=_BFLOAT16_ADAPTERS
-            ),
+            defaults=_trl(loss=Loss.METRICS, dtype=Dtype.BFLOAT16, kbit=_NOT_PREPARED, adapters=_BFLOAT16_ADAPTERS),
         ),
         Release(
             since=(0, 27),
@@ -143,7 +147,8 @@ def defaults_of(stack: Stack, chosen: Defaults, method: Method) -> dict[str, Any
 
     """
     known = STACKS[stack]
-    version = _parsed(chosen["stack_version"]) if chosen.get("stack_version") else known.newest
+    named = SETTINGS["stack_version"].read(chosen.get("stack_version"))
+    version = _parsed(named) if named else known.newest
     release = next((one for one in reversed(known.releases) if one.since <= version), None)
     if release is None:
         raise InputError(

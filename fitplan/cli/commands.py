@@ -27,8 +27,9 @@ def check(
     """``fitplan check``."""
     from fitplan import api
     from fitplan.emit import ONE_METHOD
+    from fitplan.question import may_be_training_file
 
-    if emit is not None and method is None:
+    if emit is not None and method is None and not may_be_training_file(model):
         raise InputError(ONE_METHOD)
     with Narration() as progress:
         report = api.check(
@@ -69,6 +70,7 @@ def advise(
 ) -> int:
     """``fitplan advise``."""
     from fitplan import api
+    from fitplan.question import may_be_training_file
     from fitplan.verdict import Fit
 
     with Narration() as progress:
@@ -84,7 +86,7 @@ def advise(
     def show(console: Any) -> None:
         from fitplan.report.advice import print_advice
 
-        print_advice(found, console, by_default=settings["method"] is None)
+        print_advice(found, console, by_default=settings["method"] is None and not may_be_training_file(model))
 
     answer_with(as_json, found.to_dict, show)
     return EXIT_DOES_NOT_FIT if found.advice.asked.verdict.fit is Fit.DOES_NOT_FIT else EXIT_FITS

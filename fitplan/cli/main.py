@@ -3,6 +3,8 @@
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fitplan.cli.commands import at_terminal, has_textual
 from fitplan.cli.console import (
@@ -15,8 +17,11 @@ from fitplan.cli.console import (
     prepare_streams,
 )
 from fitplan.cli.parser import make_parser
-from fitplan.errors import FitplanError, NoUsableGpu, ValidationFailed
+from fitplan.errors import FitplanError, InputError, NoUsableGpu, ValidationFailed
 from fitplan.tracer import tracing_here
+
+if TYPE_CHECKING:
+    from fitplan.readers import Reading
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain("no command is given; see fitplan --help")
         return EXIT_BAD_INPUT
     try:
+        if (file := options.pop("file", None)) is not None:
+            options["model"] = _from_file(file, options["model"])
         with tracing_here():  # this process is there for nothing else
             code: int = run(**options)
         sys.stdout.flush()
@@ -59,3 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "the lines above and what fitplan --version says"
         )
         return EXIT_DEFECT
+
+
+def _from_file(file: str, model: str) -> "Reading":
+    from fitplan.readers import read_training_file
+
+    reading = read_training_file(file)
+    if reading is None:
+        raise InputError(f"{file} is no training file that is known here; give one, or leave it out")
+    return replace(reading, model=model)

@@ -201,7 +201,18 @@ def _add_profile(add: Add) -> None:
 
 
 def _add_job(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="an alias (llama-70b), a hub id, a folder or a config.json")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="an alias (llama-70b), a hub id, a folder or a config.json; or a training file, which names it",
+    )
+    parser.add_argument(
+        "--from",
+        metavar="FILE",
+        dest="file",
+        help="a training file of Axolotl, LLaMA-Factory, TRL, torchtune, transformers, accelerate or DeepSpeed, or an "
+        "adapter_config.json: what it says, for MODEL; flags win",
+    )
     _add_device(parser)
 
 

@@ -13,8 +13,8 @@ def make_batch(config: PretrainedConfig, task: Task, setup: TrainingSetup, devic
 
     ``input_ids`` and ``attention_mask`` are [batch, seq_len]; ``labels`` likewise, with padding ignored, or [batch]
     for a classifier. With ``padding`` longest the first row is full and the others are one token shorter than the row
-    before (at least one token stays); with max_length the first row is one short as well. With free and packed all is one
-    row, [1, batch * seq_len]; ``position_ids`` begin anew with each text, and there is no mask.
+    before (at least one token stays); with max_length the first row is one short as well. With free and packed all is
+    one row, [1, batch * seq_len]; ``position_ids`` begin anew with each text, and there is no mask.
     """
     batch, length = setup.batch_size, setup.seq_len
     mask = torch.ones(batch, length, dtype=torch.int64)
@@ -37,14 +37,14 @@ def make_batch(config: PretrainedConfig, task: Task, setup: TrainingSetup, devic
 
 
 TEXTS_IN_A_ROW = 2
-"""Of packed rows: how many there are decides nothing, whether there is more than one decides whether there is a mask."""
+"""Of packed rows: how many there are decides nothing, that there is more than one makes a mask."""
 
 
 def _end_to_end(ids: torch.Tensor, labels: torch.Tensor, setup: TrainingSetup) -> dict[str, torch.Tensor]:
     """All rows in one, as trl's collator lays them out (``DataCollatorForLanguageModeling`` with ``padding_free``).
 
-    It also says where texts begin (``cu_seq_lens_q``, ``seq_idx``), which only kernels for such rows ask for, and leaves
-    the first token of each unscored; how many there are is the data's to say, and here all tokens are scored.
+    It also says where texts begin (``cu_seq_lens_q``, ``seq_idx``), which only kernels for such rows ask for, and
+    leaves the first token of each unscored; how many there are is the data's to say, and here all tokens are scored.
     """
     length = setup.seq_len
     texts = TEXTS_IN_A_ROW if setup.padding is Padding.PACKED and length > 1 else 1

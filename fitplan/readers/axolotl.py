@@ -1,0 +1,178 @@
+"""Files of Axolotl, as its schemas of 0.19 read them (``utils/schemas/``, ``loaders/model.py``)."""
+
+from typing import Any
+
+from fitplan.readers.reading import Keys, Reading, fraction, names, union, whole
+from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Padding, Quant, Stack
+
+_LEFT_OUT = {
+    "deepspeed": "several GPUs; the answer is for one that holds everything",
+    "fsdp": "several GPUs; the answer is for one that holds everything",
+    "fsdp_config": "several GPUs; the answer is for one that holds everything",
+    "tensor_parallel_size": "several GPUs; the answer is for one that holds everything",
+    "context_parallel_size": "several GPUs; the answer is for one that holds everything",
+    "activation_offloading": "activations on the host, which makes the answer too high",
+    "rl": "another loss than that of supervised fine-tuning",
+    "val_set_size": "evaluation, with its own batch",
+    "tokens": "rows that are added to the embedding",
+    "unfrozen_parameters": "only these parameters are trained",
+    "torch_compile": "compiled code may keep less",
+    "chunked_cross_entropy": "a loss in pieces, which makes the answer too high",
+    "cut_cross_entropy": "a loss without logits, which makes the answer too high",
+    "plugins": "what they exchange in the model",
+    "relora": "adapters that are merged during training",
+    "lora_on_cpu": "adapters on the host",
+}
+_OPTIMIZERS = {"adamw_bnb_8bit": "adamw_8bit", "paged_adamw": "paged_adamw_32bit"}
+
+
+def read(keys: Keys) -> Reading:
+    """A job of Axolotl."""
+    keys.settings["stack"] = Stack.AXOLOTL
+    method = _method(keys)
+    keys.settings["method"] = method
+    keys.take({"sequence_len": "seq_len", "micro_batch_size": "batch_size"}, whole)
+    keys.take({"gradient_accumulation_steps": "gradient_accumulation_steps"}, whole)
+    if method is not Method.FULL:
+        _adapters(keys)
+    _rows(keys)
+    _precision(keys)
+    _attention(keys)
+    _checkpointing(keys)
+    optimizer(keys, "optimizer", _OPTIMIZERS)
+    keys.leave_out(_LEFT_OUT)
+    model = keys.get("base_model")
+    keys.know("base_model", "the model")
+    return keys.read(str(model) if model is not None else None)
+
+
+def _checkpointing(keys: Keys) -> None:
+    value = str(keys.get("gradient_checkpointing", "")).lower()
+    if value:
+        keys.put("gradient_checkpointing", "gradient_checkpointing", value not in ("false", "no", "off", "0"))
+    if value in ("offload", "offload_disk", "unsloth"):
+        keys.left_out.append(f"gradient_checkpointing {value}: on the host, which makes the answer too high")
+
+
+def _method(keys: Keys) -> Method:
+    adapter = str(keys.get("adapter", "")).lower()
+    four, eight = keys.is_on("load_in_4bit"), keys.is_on("load_in_8bit")
+    for key in ("adapter", "load_in_4bit", "load_in_8bit"):
+        keys.know(key, "the method")
+    if adapter == "qlora" and not eight:
+        if not four:
+            keys.traps.append("adapter qlora without load_in_4bit: Axolotl refuses that; load_in_4bit is taken as on")
+        keys.settings["quant"] = Quant.NF4
+        return Method.QLORA
+    if adapter in ("lora", "qlora") and eight:
+        keys.settings["quant"] = Quant.INT8
+        return Method.QLORA
+    if adapter == "lora" and four:
+        keys.settings["dtype"] = Dtype.FLOAT32
+        keys.traps.append(
+            "adapter lora with load_in_4bit: Axolotl quantises for adapter qlora only, and prepares the model as if it "
+            "were quantised, which makes all weights float32; say adapter qlora"
+        )
+        return Method.LORA
+    if adapter and adapter != "lora":
+        keys.left_out.append(f"adapter {adapter}: it is answered as LoRA")
+    return Method.LORA if adapter else Method.FULL
+
+
+def _adapters(keys: Keys) -> None:
+    keys.take({"lora_r": "lora_r", "lora_alpha": "lora_alpha"}, whole)
+    keys.take({"lora_dropout": "lora_dropout"}, fraction)
+    targets = names(keys.get("lora_target_modules", []))
+    if keys.is_on("lora_target_linear"):
+        keys.put("lora_target_linear", "target_modules", ALL_LINEAR)
+        keys.know("lora_target_modules", "among all linear layers")
+    elif targets:
+        keys.put("lora_target_modules", "target_modules", union(targets) if isinstance(targets, list) else targets)
+    keys.take({"lora_modules_to_save": "modules_to_save", "lora_target_parameters": "target_parameters"}, names)
+    if keys.is_on("peft_use_dora"):
+        keys.put("peft_use_dora", "use_dora", True)
+    if keys.is_on("peft_use_rslora"):
+        keys.put("peft_use_rslora", "use_rslora", True)
+    if keys.is_on("lora_fan_in_fan_out"):
+        keys.know("lora_fan_in_fan_out", "takes no memory")
+
+
+def _rows(keys: Keys) -> None:
+    if keys.is_on("sample_packing"):
+        rows, length = keys.settings.get("batch_size", 1), keys.settings.get("seq_len", 512)
+        keys.settings |= {"batch_size": 1}
+        keys.put("sample_packing", "padding", Padding.PACKED)
+        keys.settings["seq_len"] = rows * length
+        keys.understood["sample_packing"] = f"one row of {rows * length} tokens"
+        keys.know("pad_to_sequence_len", "so it is, where rows are packed")
+    elif keys.is_on("pad_to_sequence_len"):
+        keys.put("pad_to_sequence_len", "padding", Padding.MAX_LENGTH)
+    else:
+        keys.settings["padding"] = Padding.LONGEST
+        keys.know("pad_to_sequence_len", "padding longest")
+        keys.know("sample_packing", "padding longest")
+
+
+def _precision(keys: Keys) -> None:
+    bfloat16 = keys.is_on("bf16") or keys.is_on("bfloat16") or str(keys.get("bf16", "auto")).lower() in ("auto", "full")
+    for key in ("bf16", "fp16", "bfloat16"):
+        keys.know(key, "the precision")
+    if keys.is_on("fp16"):
+        keys.settings |= {"mixed_precision": MixedPrecision.FP16}
+        keys.settings.setdefault("dtype", Dtype.FLOAT16)
+    elif bfloat16:
+        keys.settings |= {"mixed_precision": MixedPrecision.BF16}
+        eight = keys.settings.get("quant") is Quant.INT8
+        keys.settings.setdefault("dtype", Dtype.FLOAT16 if eight else Dtype.BFLOAT16)
+    else:
+        keys.settings |= {"mixed_precision": MixedPrecision.NO}
+        keys.settings.setdefault("dtype", Dtype.FLOAT32)
+
+
+_ATTENTION = {
+    "flash_attention": Attention.FLASH_ATTENTION_2,
+    "sdp_attention": Attention.SDPA,
+    "eager_attention": Attention.EAGER,
+}
+
+
+def _attention(keys: Keys) -> None:
+    for key, attention in _ATTENTION.items():
+        if keys.is_on(key):
+            keys.put(key, "attn", attention)
+    attention_named(keys, "attn_implementation")
+    for key in ("xformers_attention", "flex_attention", "sage_attention"):
+        if keys.is_on(key):
+            keys.left_out.append(f"{key}: it is answered as sdpa")
+            keys.know(key, "sdpa")
+
+
+def attention_named(keys: Keys, key: str) -> None:
+    """An implementation of attention by its name in transformers."""
+    named = keys.get(key)
+    if named is None:
+        return
+    if str(named) in set(Attention):
+        keys.put(key, "attn", str(named))
+    elif "flash" in str(named):
+        keys.put(key, "attn", Attention.FLASH_ATTENTION_2)
+        keys.left_out.append(f"{key} {named}: it is answered as flash_attention_2")
+    else:
+        keys.know(key, "sdpa")
+        keys.left_out.append(f"{key} {named}: it is answered as sdpa")
+
+
+def optimizer(keys: Keys, key: str, spellings: dict[str, str] | None = None) -> None:
+    """An optimizer by its name in transformers."""
+    named: Any = keys.get(key)
+    if named is None:
+        return
+    from fitplan.setup import SETTINGS, Optim
+
+    text = str(named).removeprefix("OptimizerNames.").lower()
+    text = (spellings or {}).get(text, SETTINGS["optim"].spellings.get(text, text))
+    if text in set(Optim):
+        keys.put(key, "optim", text)
+    else:
+        keys.know(key, "adamw_torch_fused")
+        keys.left_out.append(f"{key} {named}: its states; adamw_torch_fused is taken")

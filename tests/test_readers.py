@@ -1,0 +1,278 @@
+"""Files that people have are read as a careful person reads them; nothing of a file is run, whatever it holds.
+
+``userfiles/`` has real files from public repositories; ``index.json`` says where each is from and what it means.
+"""
+
+import contextlib
+import itertools
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fitplan
+from fitplan.cli.main import main
+from fitplan.errors import InputError, ModelNotFound
+from fitplan.question import Question
+from fitplan.readers import Reading, read_training_file
+from fitplan.setup import SETTINGS
+
+FILES = Path(__file__).parent / "userfiles"
+INDEX = json.loads((FILES / "index.json").read_text())["files"]
+IN_WORDS = {
+    ("axolotl/yxzwayne__Medilora__train__mistral_qlora.yml", "target_modules"): "all-linear",
+    ("torchtune/bionlplab__RadReportX__8B_lora_single_device.yaml", "optim"): "adamw_torch",
+    ("llamafactory/hiyouga__LLaMA-Factory__examples__train_full__qwen3vl_full_sft.yaml", "dtype"): "float32",
+    ("trl/DATEXIS__DeepICD-R1__configs__accelerate_config.yaml", "seq_len"): 1024,
+    ("trl/huggingface__alignment-handbook__recipes__zephyr-7b-beta__sft__config_qlora.yaml", "target_modules"): [
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    ],
+}  # fmt: skip
+"""What the index says in words."""
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("entry", INDEX, ids=lambda entry: Path(entry["file"]).stem)
+def test_a_real_file_is_read_as_a_careful_person_reads_it(entry: dict[str, Any]) -> None:
+    reading = read_training_file(FILES / entry["file"])
+    assert reading is not None
+    assert reading.tool.lower().replace("-", "").startswith(entry["tool"].replace("_", ""))
+    setup = Question(replace(reading, model="llama-3-8b")).job().setup.to_dict()
+    expected = {name: value for name, value in entry["expected"].items() if name in SETTINGS and name != "task"}
+    for name, value in expected.items():
+        value = IN_WORDS.get((entry["file"], name), value)
+        if value is not None:
+            assert _plain(setup[name]) == _plain(value), name
+    assert bool(reading.traps) >= ("trap" in entry["expected"] and "GRPO" not in entry["expected"]["trap"])
+
+
+@pytest.mark.parametrize("entry", INDEX, ids=lambda entry: Path(entry["file"]).stem)
+def test_every_key_is_told(entry: dict[str, Any]) -> None:
+    reading = read_training_file(FILES / entry["file"])
+    assert reading is not None
+    document = reading.to_dict()
+    assert json.loads(json.dumps(document)) == document
+    assert not set(reading.understood) & set(reading.ignored)
+    told = f"{document['left_out']} {document['traps']}"
+    for key in ("deepspeed", "val_set_size", "val_size", "use_vllm", "tokens"):
+        if key in reading.understood:
+            assert key in told
+
+
+MODELS = {
+    "codellama": "codellama/CodeLlama-7b-Instruct-hf",
+    "bionlplab": "llama-3-8b",
+    "zephyr": "mistralai/Mistral-7B-v0.1",
+    "rbench": "../models/Llama-3-8B",
+    "ds_zero3": None,
+}
+
+
+@pytest.mark.parametrize(("part", "model"), MODELS.items())
+def test_the_model_is_named_as_the_file_names_it(part: str, model: str | None) -> None:
+    (file,) = (FILES / entry["file"] for entry in INDEX if part in entry["file"])
+    reading = read_training_file(file)
+    assert reading is not None
+    assert reading.model == model
+
+
+def _write(folder: Path, text: str, name: str = "train.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+AXOLOTL = "base_model: llama-3.2-1b\nsequence_len: 1024\nmicro_batch_size: 2\nbf16: true\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("", {"method": "full", "dtype": "bfloat16", "padding": "longest", "gradient_checkpointing": False}),
+        ("adapter: qlora\nload_in_4bit: true\nlora_r: 8", {"method": "qlora", "quant": "nf4", "kbit_cast_back": "all"}),
+        ("adapter: lora\nload_in_8bit: true\nlora_r: 8", {"method": "qlora", "quant": "int8", "dtype": "float16"}),
+        ("adapter: lora\nload_in_4bit: true\nlora_r: 8", {"method": "lora", "dtype": "float32", "lora_r": 8}),
+        ("sample_packing: true", {"batch_size": 1, "seq_len": 2048, "padding": "packed"}),
+        ("pad_to_sequence_len: 'true'", {"padding": "max_length", "batch_size": 2}),
+        ("gradient_checkpointing: offload", {"gradient_checkpointing": True}),
+        ("optimizer: paged_adamw_8bit", {"optim": "paged_adamw_8bit"}),
+        ("optimizer: adamw_bnb_8bit", {"optim": "adamw_8bit"}),
+        ("optimizer: muon", {"optim": "adamw_torch_fused"}),
+        ("flash_attention: true", {"attn": "flash_attention_2"}),
+        ("attn_implementation: eager", {"attn": "eager"}),
+        ("gradient_accumulation_steps: '4'", {"gradient_accumulation_steps": 4}),
+    ],
+)
+def test_axolotl(more: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    text = AXOLOTL.replace("bf16: true\n", "") if "load_in_8bit" in more else AXOLOTL
+    setup = Question(_write(tmp_path, text + more)).job().setup.to_dict()
+    assert {name: setup[name] for name in expected} == expected
+    assert setup["stack"] == "axolotl"
+
+
+FACTORY = "model_name_or_path: llama-3.2-1b\nstage: sft\nbf16: true\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("", {"method": "lora", "lora_r": 8, "lora_alpha": 16, "batch_size": 8, "seq_len": 2048}),
+        ("lora_rank: 32", {"lora_r": 32, "lora_alpha": 64}),
+        ("finetuning_type: full", {"method": "full", "dtype": "float32", "mixed_precision": "bf16"}),
+        ("finetuning_type: full\npure_bf16: true", {"dtype": "bfloat16", "mixed_precision": "no"}),
+        ("quantization_bit: 4", {"method": "qlora", "double_quant": True, "kbit_prepare": False}),
+        ("quantization_bit: 4\ndouble_quantization: false", {"double_quant": False}),
+        ("quantization_bit: 8", {"quant": "int8"}),
+        ("disable_gradient_checkpointing: true", {"gradient_checkpointing": False}),
+        ("lora_target: q_proj,v_proj", {"target_modules": ["q_proj", "v_proj"]}),
+        ("enable_liger_kernel: true", {"use_liger_kernel": True}),
+        ("flash_attn: fa2", {"attn": "flash_attention_2"}),
+        ("cutoff_len: 4e3", {"seq_len": 4000}),
+    ],
+)
+def test_llamafactory(more: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    setup = Question(_write(tmp_path, FACTORY + more)).job().setup.to_dict()
+    assert {name: setup[name] for name in expected} == expected
+
+
+TRL = "model_name_or_path: llama-3.2-1b\noutput_dir: x\nmax_length: 512\nbf16: true\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("", {"method": "full", "dtype": "float32", "batch_size": 8, "seq_len": 512, "loss": "fused"}),
+        ("use_peft: true", {"method": "lora", "target_modules": "peft-default", "lora_dropout": 0.05}),
+        ("use_peft: true\nload_in_4bit: true", {"method": "qlora", "double_quant": False, "adapter_dtype": "bfloat16"}),
+        ("use_peft: true\nload_in_8bit: true", {"method": "qlora", "quant": "int8", "double_quant": None}),
+        ("dtype: bfloat16", {"dtype": "bfloat16"}),
+        ("packing: true", {"padding": "packed"}),
+        ("padding_free: true", {"padding": "free"}),
+        ("gradient_checkpointing: false", {"gradient_checkpointing": False}),
+        ("use_peft: true\nlora_target_modules: all-linear", {"target_modules": "all-linear"}),
+        ("use_peft: true\nlora_target_modules: [q_proj]", {"target_modules": ["q_proj"]}),
+    ],
+)
+def test_trl(more: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    setup = Question(_write(tmp_path, TRL + more)).job().setup.to_dict()
+    assert {name: setup[name] for name in expected} == expected
+
+
+def test_an_adapter_s_config_says_what_it_knows(tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "base_model_name_or_path": "x/Llama-3.2-1B",
+              "rank_pattern": {"q_proj": 2}}  # fmt: skip
+    reading = read_training_file(_write(tmp_path, json.dumps(config), "adapter_config.json"))
+    assert reading is not None
+    setup = Question(replace(reading, model="llama-3.2-1b")).job().setup
+    assert (setup.method, setup.lora_r, setup.target_modules) == ("lora", 4, ("q_proj",))
+    assert setup.rank_pattern == (("q_proj", 2),)
+
+
+def test_arguments_of_a_trainer_have_its_defaults(tmp_path: Path) -> None:
+    text = json.dumps({"model_name_or_path": "llama-3.2-1b", "per_device_train_batch_size": 3, "learning_rate": 1e-4})
+    setup = Question(_write(tmp_path, text, "args.json")).job().setup
+    assert (setup.batch_size, setup.gradient_checkpointing, setup.mixed_precision) == (3, False, "no")
+
+
+def test_what_is_chosen_beside_a_file_wins(tmp_path: Path) -> None:
+    file = _write(tmp_path, AXOLOTL + "adapter: qlora\nload_in_4bit: true\nlora_r: 8")
+    (plan,) = fitplan.check(file, gpu="4090", batch_size=1, stack="trainer").plans
+    assert (plan.setup.batch_size, plan.setup.seq_len, plan.setup.method) == (1, 1024, "qlora")
+    (full,) = fitplan.check(file, gpu="4090", method="full", padding="none", stack="trainer").plans
+    assert (full.setup.method, full.setup.lora_r) == ("full", None)
+
+
+def test_the_answer_says_what_was_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = _write(tmp_path, TRL + "torch_dtype: bfloat16\neval_strategy: steps\ndeepspeed: ds.json\nreport_to: wandb")
+    assert main(["check", str(file), "--gpu", "h100", "--json"]) == 0
+    said = capsys.readouterr()
+    document = json.loads(said.out)["file"]
+    assert document["tool"] == "TRL"
+    assert document["ignored"] == ["output_dir", "report_to"]
+    assert "dtype bfloat16" in document["understood"]["torch_dtype"]
+    assert "is read as a file of TRL" in said.err
+    assert "not in the answer: evaluation" in said.err
+    assert main(["check", "llama-3.2-1b", "--gpu", "h100", "--json", "--method", "lora"]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] is None
+
+
+def test_a_file_without_a_model_goes_with_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(_write(tmp_path, json.dumps({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 2}),
+                      "ds.json"))  # fmt: skip
+    assert main(["check", file, "--gpu", "h100"]) == 2
+    assert "names no model; give the model, and the file beside it" in capsys.readouterr().err
+    assert main(["check", "llama-3.2-1b", "--from", file, "--gpu", "h100", "--method", "lora", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["plans"][0]["setup"]["batch_size"] == 2
+    assert "ZeRO stage 3" in said.err
+
+
+def test_a_model_that_lies_elsewhere_is_taken_by_its_name(tmp_path: Path) -> None:
+    assert (
+        Question(_write(tmp_path, "base_model: ../weights/Llama-3.2-1B\nsequence_len: 8")).config.name == "llama-3.2-1b"
+    )
+    with pytest.raises(ModelNotFound, match=r"names the model /models/BASE.*or give the model, and the file beside it"):
+        _ = Question(_write(tmp_path, "base_model: /models/BASE\nsequence_len: 8")).config
+
+
+BOMB = "a: &a [1]\n" + "\n".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefg"))
+"""A few hundred bytes that stand for half a million values."""
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a: [1", r"train.yaml is not valid YAML, line"),
+        ("- 1\n- 2", "holds a list, not settings"),
+        ("some: thing", "is no training file of Axolotl"),
+        (BOMB, "stands for more values"),
+        ("a: !!python/object/apply:os.system ['touch ran']", "is not valid YAML"),
+        ("[" * 5000, "is not valid YAML|is nested too deeply"),
+        ("base_model: x\nsequence_len: many", "sequence_len many: seq_len must be a whole number"),
+        ("stage: sft\nmodel_name_or_path: gpt2\nlora_dropout: 2", "lora_dropout 2: lora_dropout must lie between"),
+        ("export_dir: x\nmodel_name_or_path: gpt2", "exports a model with LLaMA-Factory and trains none"),
+        ("x" * 2**21, "larger than 1 MiB"),
+    ],
+)  # fmt: skip
+def test_a_file_that_makes_no_sense_is_told_in_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=sentence):
+        _ = Question(_write(tmp_path, text)).config
+    assert not Path("ran").exists()
+
+
+def test_a_model_s_config_is_no_training_file(tmp_path: Path) -> None:
+    assert read_training_file("llama-70b") is None
+    assert read_training_file(tmp_path) is None
+    assert read_training_file(_write(tmp_path, '{"model_type": "llama"}', "config.json")) is None
+    assert read_training_file(_write(tmp_path, "{", "config.json")) is None
+    with pytest.raises(InputError, match="does not exist"):
+        read_training_file(tmp_path / "none.yaml")
+
+
+KEYS = sorted({key for entry in INDEX for key in (read_training_file(FILES / entry["file"]) or Reading).understood})
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=6), entry=st.sampled_from(INDEX))
+def test_whatever_a_file_says_it_is_read_or_refused_in_a_sentence(changes: Any, entry: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "train.yaml"
+        file.write_text(yaml.safe_dump({**yaml.safe_load((FILES / entry["file"]).read_text()), **changes}))
+        with contextlib.suppress(InputError):  # whatever else is raised is a defect
+            reading = read_training_file(file)
+            assert reading is not None
+            assert Question(replace(reading, model="llama-3-8b")).job().setup.batch_size > 0
