@@ -1,10 +1,10 @@
 PYTHON ?= python3
 .DEFAULT_GOAL := help
 
-# What these say of each other, and of fitplan's calls, is what will break next.
+# What libraries say of fitplan's calls is what will break next; what they say of each other is theirs to mend.
 define DEPRECATED
-error::DeprecationWarning:(fitplan|torch|transformers|accelerate|peft|bitsandbytes|trl)(\.|$$)
-error::FutureWarning:(fitplan|torch|transformers|accelerate|peft|bitsandbytes|trl)(\.|$$)
+error::DeprecationWarning:fitplan(\.|$$)
+error::FutureWarning:fitplan(\.|$$)
 endef
 export DEPRECATED
 

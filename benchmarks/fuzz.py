@@ -217,6 +217,7 @@ def judged(seed: int, show: bool = False) -> Verdict:
 
 def _fault(code: Any, out: str, err: str, is_json: bool) -> str:
     """What is wrong with an outcome, or nothing."""
+    from fitplan.cli.console import LONGEST
     from fitplan.names import printable
 
     errors = [line for line in err.splitlines() if line.startswith("fitplan: error:")]
@@ -226,7 +227,7 @@ def _fault(code: Any, out: str, err: str, is_json: bool) -> str:
         return "traceback"
     if code in (2, 3) and len(errors) != 1:
         return f"{len(errors)} lines of error: {err[:200]}"
-    if max(map(len, err.splitlines() or [""])) > 2000:
+    if max(map(len, err.splitlines() or [""])) > LONGEST + len("fitplan: warning: ..."):
         return "a long echo"
     if printable(out + err) != out + err:
         return "text that acts on a terminal"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from fitplan.advice import AdviceReport, Advisor, Proposal, advise_on
 from fitplan.devices.context import context_on
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, known_devices
+from fitplan.elsewhere import elsewhere
 from fitplan.errors import (
     FitplanError,
     InputError,
@@ -351,15 +352,17 @@ def _question(
 def _plan(job: TrainingJob, fresh: bool, fixed: frozenset[str], progress: Progress) -> Plan:
     found = answer(job, fresh=fresh, progress=progress)
     verdict = judge(found.estimate, job.device) if job.device else None
+    memory = verdict.memory if verdict else device_memory(found.estimate, None)
     return Plan(
         setup=found.setup,
         estimate=found.estimate,
-        memory=verdict.memory if verdict else device_memory(found.estimate, None),
+        memory=memory,
         parameters=found.parameters,
         verdict=verdict,
         source=found.source,
         versions=found.versions,
         fix=_fix(job, found, fixed) if verdict and verdict.fit is not Fit.FITS else None,
+        elsewhere=elsewhere(job.with_setup(found.setup), memory),
         evidence=nearest(job.model.name, found.setup),
     )
 

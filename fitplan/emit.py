@@ -90,7 +90,7 @@ def _check_trainer(setup: TrainingSetup) -> None:
 
     """
     foreign = {
-        "loss": setup.loss not in (None, Loss.LOGITS),
+        "loss": setup.loss is not Loss.LOGITS,
         "adapter_dtype": setup.adapter_dtype is not None,
         "kbit_cast_back": setup.kbit_cast_back not in (None, KbitCastBack.NONE),
         "padding": setup.padding in END_TO_END,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fitplan.advice import Proposal, proposal_document
 from fitplan.audit import ParameterGroup, unquantised_share
 from fitplan.devices.device import Device
+from fitplan.elsewhere import Elsewhere
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
 from fitplan.notes import notes
@@ -32,6 +33,7 @@ class Plan:
         source: where the numbers come from: ``"shipped"``, ``"cache"`` or ``"trace"``.
         versions: the libraries that were traced.
         fix: the changes that hurt least and make it fit; ``None`` where it fits, or where none are known.
+        elsewhere: what the same job takes with other stacks, where that is known and differs.
         evidence: what a run of much the same job measured, if there is a record of one.
 
     """
@@ -44,6 +46,7 @@ class Plan:
     source: str
     versions: dict[str, str]
     fix: Proposal | None = None
+    elsewhere: tuple[Elsewhere, ...] = ()
     evidence: Record | None = None
 
     @property
@@ -153,6 +156,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "uncertainty_bytes": verdict.uncertainty_bytes if verdict else None,
         "reason": verdict.reason if verdict else None,
         "adapter_checkpoint_bytes": plan.adapter_checkpoint_bytes,
+        "elsewhere": [one.to_dict() for one in plan.elsewhere],
         "evidence": plan.evidence.to_dict() if plan.evidence else None,
         "quantisation": {
             "unquantised_share": unquantised_share(plan.parameters),

@@ -204,7 +204,6 @@ def _adapters(*adapters: Adapter) -> tuple[Only, ...]:
 
 
 _FOUR_BIT = Only("quant", (Quant.NF4, Quant.FP4), "int8 has no such setting; choose quant nf4 or fp4")
-_PREDICTS = Only("task", (Task.CAUSAL_LM,), "{} has one loss only; choose causal-lm")
 _CLASSIFIES = Only("task", (Task.SEQUENCE_CLASSIFICATION,), "only sequence-classification counts labels; choose it")
 
 
@@ -590,13 +589,12 @@ class TrainingSetup:
         row=Row("Liger", "kernels for norms, MLPs and the loss, which keeps no logits", (False, True)),
         words=lambda on: "Liger kernels" if on else "",
     )
-    loss: Loss | None = setting(
-        usual=Loss.LOGITS,
+    loss: Loss = setting(
+        Loss.LOGITS,
         kind=Loss,
         group=Group.TRAINING,
         help="how the loss is computed: from all logits, with TRL's metrics beside it, in TRL's pieces of 256 tokens, "
         "or fused with the output head",
-        only=(_PREDICTS,),
         words=lambda loss: "" if loss is Loss.LOGITS else f"loss {loss}",
     )
     expandable_segments: bool = setting(
@@ -770,6 +768,11 @@ def _check_conflicts(setup: TrainingSetup) -> None:
             both = f"{one.name} {shown(value)} with {broken.other} {other}"
             raise SetupConflict(one.name, broken.other, f"{both}: {broken.why.format(other)}, or drop {one.name}")
     _check_adapter(setup)
+    if setup.loss is not Loss.LOGITS and setup.task not in (None, Task.CAUSAL_LM):
+        raise SetupConflict(
+            "loss", "task",
+            f"loss {setup.loss} with task {setup.task}: it is for causal language models; choose loss logits",
+        )  # fmt: skip
     if setup.method is Method.FULL and setup.dtype is Dtype.FLOAT16 and setup.mixed_precision is MixedPrecision.FP16:
         raise SetupConflict(
             "dtype", "mixed_precision",

@@ -29,6 +29,7 @@ from fitplan.setup import (
     TrainingSetup,
     with_defaults,
 )
+from fitplan.stacks import as_run_by
 from fitplan.surveyor import optimizer_of, shaped, survey_of
 from fitplan.tracer import installed_versions, trace_job
 from fitplan.whole import write_whole
@@ -74,6 +75,8 @@ def common_setups(capability: tuple[int, int]) -> Iterator[TrainingSetup]:
         yield setup(method, stack=Stack.TRL)
         for padding in (Padding.NONE, Padding.PACKED):
             yield setup(method, stack=Stack.TRL, dtype=Dtype.BFLOAT16, padding=padding, batch_size=1)
+    for method in (Method.LORA, Method.QLORA):  # what others take where nobody says, as TRL runs it
+        yield TrainingSetup(method=method, **as_run_by(Stack.TRL, method))
 
 
 def ship(

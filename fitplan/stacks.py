@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitplan.errors import InputError
-from fitplan.setup import PEFT_DEFAULT, SETTINGS, Dtype, KbitCastBack, Loss, Method, Stack
+from fitplan.setup import (
+    PEFT_DEFAULT,
+    SETTINGS,
+    Dtype,
+    KbitCastBack,
+    Loss,
+    Method,
+    Stack,
+    Task,
+)
 
 Version = tuple[int, ...]
 Defaults = Mapping[str, Any]
@@ -152,11 +161,23 @@ def defaults_of(stack: Stack, chosen: Defaults, method: Method) -> dict[str, Any
     release = next((one for one in reversed(known.releases) if one.since <= version), None)
     if release is None:
         raise InputError(
-            f"stack_version {_shown(version)}: {known.title} is known from {_shown(known.releases[0].since)} on; "
+            f"stack_version {shown(version)}: {known.title} is known from {shown(known.releases[0].since)} on; "
             "leave it out, or set what that version does by hand"
         )
-    found = {"stack_version": _shown(version), **release.defaults(method)}
+    found = {"stack_version": shown(version), **release.defaults(method)}
+    if SETTINGS["task"].read(chosen.get("task")) not in (None, Task.CAUSAL_LM):
+        found.pop("loss", None)
     return {name: value for name, value in found.items() if _suits(name, {**found, **chosen, "method": method})}
+
+
+BY_CODE = ("loss", "adapter_dtype", "kbit_prepare", "kbit_cast_back")
+"""What a stack's code does whatever one says."""
+
+
+def as_run_by(stack: Stack, method: Method) -> dict[str, Any]:
+    """What the newest version of a stack does to a job that is described in all else."""
+    found = STACKS[stack].releases[-1].defaults(method)
+    return {name: found[name] for name in BY_CODE if name in found}
 
 
 def is_newer(stack: Stack, version: str) -> bool:
@@ -178,5 +199,6 @@ def _parsed(version: str) -> Version:
     return tuple(int(part) for part in version.split("."))
 
 
-def _shown(version: Version) -> str:
+def shown(version: Version) -> str:
+    """``"1.16"``."""
     return ".".join(map(str, version))

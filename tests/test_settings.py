@@ -12,11 +12,12 @@ from mypy.api import run as mypy_run
 import fitplan
 from fitplan.cli.parser import make_parser
 from fitplan.emit import emit_script
+from fitplan.errors import InputError
 from fitplan.footprint.recipe import recipe_of, shape_of
 from fitplan.given import GivenSettings, OtherSettings
 from fitplan.report.command import flags
 from fitplan.report.terminal import describe_recipe
-from fitplan.settings import ByName, Decides, Names, Numbers, Pattern, Setting
+from fitplan.settings import ByName, Decides, Names, Numbers, Pattern, Setting, Version
 from fitplan.setup import SETTINGS, TrainingSetup
 from fitplan.tui.knobs import KNOBS
 
@@ -57,6 +58,8 @@ def another(one: Setting, value: Any) -> Any:
         return next(word for word in reversed(one.kind) if word != value)  # nf4 and fp4 take the same bytes
     if one.kind is bool:
         return not value
+    if one.kind is Version:
+        return "1.6"
     if one.kind in OTHERS:
         return OTHERS[one.kind]
     return 0.25 if one.kind is float else (value or 1) + 2
@@ -85,15 +88,33 @@ def test_what_a_setting_decides_is_what_moves_with_it(one: Setting) -> None:
         assert (shape_of(before) != shape_of(after)) == (one.decides is Decides.SHAPE)
 
 
-@pytest.mark.parametrize("one", SETTINGS.values(), ids=SETTINGS)
-def test_each_setting_stands_in_the_script(one: Setting) -> None:
+OF_OTHER_STACKS = ("stack", "stack_version", "adapter_dtype", "kbit_cast_back", "loss")
+"""What a script for ``transformers.Trainer`` does not have."""
+
+
+def _script(setup: TrainingSetup) -> str:
     report = fitplan.check("llama-8b", method="qlora")
-    scripts = []
-    for setup in changed(one):
-        task = setup.task or report.plans[0].setup.task
-        plan = replace(report.plans[0], setup=replace(setup, task=task, attn=setup.attn or "sdpa"))
-        scripts.append(emit_script(replace(report, plans=(plan,))))
-    assert scripts[0] != scripts[1]
+    task = setup.task or report.plans[0].setup.task
+    plan = replace(report.plans[0], setup=replace(setup, task=task, attn=setup.attn or "sdpa"))
+    return emit_script(replace(report, plans=(plan,)))
+
+
+@pytest.mark.parametrize(
+    "one", [one for one in SETTINGS.values() if one.name not in OF_OTHER_STACKS], ids=lambda one: one.name
+)
+def test_each_setting_stands_in_the_script(one: Setting) -> None:
+    before, after = changed(one)
+    if one.name == "padding":
+        after = after.with_(padding="longest")
+    assert _script(before) != _script(after)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"loss": "fused"}, {"adapter_dtype": "bfloat16"}, {"kbit_cast_back": "all"}, {"padding": "packed"}]
+)
+def test_what_another_stack_does_is_no_script_for_a_trainer(settings: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="has no .*; emit json instead, or choose stack trainer"):
+        _script(TrainingSetup(method="qlora", **settings))
 
 
 def test_type_checkers_know_each_setting() -> None:

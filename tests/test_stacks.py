@@ -37,7 +37,7 @@ def _asked(**settings: Any) -> dict[str, Any]:
         ({"method": "qlora", "dtype": "bfloat16"}, {"compute_dtype": "bfloat16"}),
         ({"method": "qlora", "quant": "int8"}, {"double_quant": None, "adapter_dtype": "bfloat16"}),
         ({"method": "lora", "adapter": "prompt", "gradient_checkpointing": False}, {"lora_r": None}),
-        ({"method": "full", "task": "sequence-classification"}, {"loss": None, "batch_size": 8}),
+        ({"method": "full", "task": "sequence-classification"}, {"loss": "logits", "batch_size": 8}),
         ({"method": "qlora", "stack_version": "1.14"}, {"loss": "chunked", "dtype": "float32"}),
         ({"method": "qlora", "stack_version": "1.6"}, {"loss": "metrics", "adapter_dtype": "bfloat16"}),
         ({"method": "qlora", "stack_version": "0.29.1"}, {"loss": "metrics", "dtype": "float32"}),

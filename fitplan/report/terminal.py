@@ -209,6 +209,9 @@ def _facts(plan: Plan) -> Text:
     text.append(f" ({100 * plan.trainable_parameters / plan.base_parameters:.2f} %)")
     if plan.adapter_checkpoint_bytes is not None:
         text.append(f"; adapter on disk: {gib(plan.adapter_checkpoint_bytes)}")
+    for one in plan.elsewhere:
+        verdict = "" if one.fit is None else f", {one.fit.replace('-', ' ').replace('_', ' ')}"
+        text.append(f"\nthe same job with {one.title} {one.version}: {gib(one.bytes)}{verdict}")
     return text
 
 

@@ -190,7 +190,7 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 
 def _add_product(into: torch.Tensor, left: torch.Tensor, right: torch.Tensor, place: Place) -> None:
-    """``into += left @ right`` in float32, which cuBLAS writes itself of 16-bit factors (``out_dtype``, PyTorch 2.8)."""
+    """``into += left @ right`` in float32, which cuBLAS itself writes of 16-bit factors since PyTorch 2.8."""
     if place.kernels == "cuda" and left.dtype is not torch.float32:
         if not into.is_meta:  # where there is no such kernel, and nothing would be taken
             torch.addmm(into, left, right, out_dtype=torch.float32, out=into)

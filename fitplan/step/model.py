@@ -326,7 +326,9 @@ def _enable_checkpointing(model: Any, setup: TrainingSetup) -> None:
             f"{type(model).__name__} supports no gradient checkpointing in transformers {transformers.__version__}; "
             "turn gradient_checkpointing off"
         )
-    enable = model.gradient_checkpointing_enable
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    renamed = getattr(inner, "activation_checkpointing_enable", None)  # as newer transformers call it
+    enable = renamed or model.gradient_checkpointing_enable
     if "gradient_checkpointing_kwargs" in inspect.signature(enable).parameters:
         enable(gradient_checkpointing_kwargs=None)
     else:
