@@ -76,7 +76,9 @@ def run(out: Path, rehearsed: bool) -> None:
                 [*ahead, sys.executable, __file__, "--job", name, "--models", folder],
                 capture_output=True, text=True, check=False, timeout=300,
             )  # fmt: skip
-            line = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith('{"allocated"')] or [""]
+            line = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith('{"allocated"')] or [
+                ""
+            ]
             try:
                 found[name] = json.loads(line[0])
                 print(name, *(f"{found[name][key] / 2**30:.3f}" for key in ("allocated", "reserved")), flush=True)

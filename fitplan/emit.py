@@ -21,6 +21,7 @@ from fitplan.setup import (
     Loss,
     Method,
     MixedPrecision,
+    Objective,
     Padding,
     Quant,
     Task,
@@ -90,6 +91,7 @@ def _check_trainer(setup: TrainingSetup) -> None:
 
     """
     foreign = {
+        "objective": setup.objective is not Objective.SFT,
         "loss": setup.loss is not Loss.LOGITS,
         "adapter_dtype": setup.adapter_dtype is not None,
         "kbit_cast_back": setup.kbit_cast_back not in (None, KbitCastBack.NONE),

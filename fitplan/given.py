@@ -15,6 +15,7 @@ from fitplan.setup import (
     Loss,
     Method,
     MixedPrecision,
+    Objective,
     Optim,
     Padding,
     Quant,
@@ -70,6 +71,8 @@ class OtherSettings(TypedDict, total=False):
     optim: Optim | str | None
     use_liger_kernel: bool | None
     loss: Loss | str | None
+    objective: Objective | str | None
+    precompute_ref_log_probs: bool | None
     expandable_segments: bool | None
     padding: Padding | str | None
     num_labels: int | None

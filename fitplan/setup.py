@@ -126,6 +126,21 @@ class Loss(StrEnum):
     FUSED = "fused"
 
 
+class Objective(StrEnum):
+    """What is learned: the texts themselves, or which of them are preferred."""
+
+    SFT = "sft"
+    DPO = "dpo"
+    ORPO = "orpo"
+    KTO = "kto"
+
+
+PAIRED = (Objective.DPO, Objective.ORPO)
+"""A row of the batch is a pair of texts, which go through the model together."""
+REFERRED = (Objective.DPO, Objective.KTO)
+"""The model is compared with what it was before: without its adapters, or with a copy of all weights."""
+
+
 class KbitCastBack(StrEnum):
     """What of the float32 that k-bit preparation leaves behind is cast back to the type of the training."""
 
@@ -597,6 +612,20 @@ class TrainingSetup:
         "or fused with the output head",
         words=lambda loss: "" if loss is Loss.LOGITS else f"loss {loss}",
     )
+    objective: Objective = setting(
+        Objective.SFT,
+        kind=Objective,
+        group=Group.JOB,
+        help="supervised fine-tuning, or preferences: of pairs, which are two rows each (dpo, orpo), or of rows (kto)",
+        words=lambda objective: "" if objective is Objective.SFT else objective.upper(),
+    )
+    precompute_ref_log_probs: bool = setting(
+        False,
+        kind=bool,
+        group=Group.TRAINING,
+        help="dpo and kto without a reference model in memory: its answers are computed before",
+        words=lambda on: "reference computed before" if on else "",
+    )
     expandable_segments: bool = setting(
         False,
         kind=bool,
@@ -768,6 +797,12 @@ def _check_conflicts(setup: TrainingSetup) -> None:
             both = f"{one.name} {shown(value)} with {broken.other} {other}"
             raise SetupConflict(one.name, broken.other, f"{both}: {broken.why.format(other)}, or drop {one.name}")
     _check_adapter(setup)
+    if setup.objective is not Objective.SFT and setup.loss is not Loss.FUSED:
+        raise SetupConflict(
+            "objective", "loss",
+            f"objective {setup.objective} with loss {setup.loss}: preferences are known with TRL's fused head only; "
+            "choose stack trl, or loss fused",
+        )  # fmt: skip
     if setup.loss is not Loss.LOGITS and setup.task not in (None, Task.CAUSAL_LM):
         raise SetupConflict(
             "loss", "task",

@@ -10,7 +10,7 @@ from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.overhead import replayed
 from fitplan.footprint.size import NoFormula, Numbers, Shape
 from fitplan.memory import estimate_trace
-from fitplan.setup import FUSED_TILE_TOKENS, Loss, Optim, TrainingSetup
+from fitplan.setup import FUSED_TILE_TOKENS, Loss, Objective, Optim, TrainingSetup
 from fitplan.tracer import Progress, installed_versions, needed_for, trace_job
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def surveyed(job: TrainingJob, progress: Progress) -> Footprint:
 
 def _survey(job: TrainingJob, progress: Progress) -> tuple[Footprint, OptimizerFootprint]:
     versions, rank = installed_versions(job.setup), job.shape.lora_r
+    if job.setup.objective is not Objective.SFT:
+        raise NoFormula(f"{job.setup.objective} runs other rows than those of the batch")
     if job.setup.num_virtual_tokens:
         raise NoFormula("prompts make rows longer than seq_len says")
     try:

@@ -46,6 +46,7 @@ def base_for(one: Setting) -> dict[str, Any]:
 
 NEEDED: dict[str, dict[str, Any]] = {
     "init_lora_weights": {"method": "lora"},
+    "objective": {"loss": "fused"},
     "layers_to_transform": {"target_modules": ("k_proj",)},
 }
 """What some settings want besides."""
@@ -88,7 +89,15 @@ def test_what_a_setting_decides_is_what_moves_with_it(one: Setting) -> None:
         assert (shape_of(before) != shape_of(after)) == (one.decides is Decides.SHAPE)
 
 
-OF_OTHER_STACKS = ("stack", "stack_version", "adapter_dtype", "kbit_cast_back", "loss")
+OF_OTHER_STACKS = (
+    "stack",
+    "stack_version",
+    "adapter_dtype",
+    "kbit_cast_back",
+    "loss",
+    "objective",
+    "precompute_ref_log_probs",
+)
 """What a script for ``transformers.Trainer`` does not have."""
 
 
@@ -113,7 +122,7 @@ def test_each_setting_stands_in_the_script(one: Setting) -> None:
     "settings", [{"loss": "fused"}, {"adapter_dtype": "bfloat16"}, {"kbit_cast_back": "all"}, {"padding": "packed"}]
 )
 def test_what_another_stack_does_is_no_script_for_a_trainer(settings: dict[str, str]) -> None:
-    with pytest.raises(InputError, match="has no .*; emit json instead, or choose stack trainer"):
+    with pytest.raises(InputError, match=r"has no .*; emit json instead, or choose stack trainer"):
         _script(TrainingSetup(method="qlora", **settings))
 
 

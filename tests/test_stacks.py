@@ -172,6 +172,24 @@ def test_a_loss_of_causal_models_is_refused_elsewhere() -> None:
         fitplan.check("flan-t5-small", gpu="h100", method="lora", loss="fused")
 
 
+def test_a_reference_is_a_copy_of_the_weights() -> None:
+    common = {"stack": "trl", "dtype": "bfloat16", "batch_size": 1, "seq_len": 256, "method": "full"}
+    with_it, without = (_peak(**common, objective="dpo", precompute_ref_log_probs=before) for before in (False, True))
+    weights = 1_235_814_400 * 2
+    assert weights <= with_it - without < weights + 2**20
+
+
+def test_a_pair_is_two_rows_that_go_through_together() -> None:
+    common = {"stack": "trl", "dtype": "bfloat16", "seq_len": 1024, "method": "lora"}
+    pairs, rows = _peak(**common, objective="orpo", batch_size=2), _peak(**common, batch_size=4)
+    assert pairs == pytest.approx(rows, rel=0.002)
+
+
+def test_preferences_are_known_with_the_fused_head_only() -> None:
+    with pytest.raises(InputError, match="preferences are known with TRL's fused head only; choose stack trl"):
+        TrainingSetup(method="lora", objective="dpo")
+
+
 @pytest.mark.parametrize("loss", [Loss.CHUNKED, Loss.FUSED, Loss.METRICS])
 @pytest.mark.parametrize("padding", ["none", "longest", "packed"])
 def test_the_step_runs_for_real(loss: Loss, padding: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 _8B = {"model": "llama-3.1-8b", "method": "qlora", "batch_size": 1, "seq_len": 2048}
 _1B = {"model": "llama-3.2-1b", "method": "full", "batch_size": 1, "seq_len": 2048}
+_DPO = {"objective": "dpo", "seq_len": 1024}
 _REWARD = {"task": "sequence-classification", "num_labels": 1, "batch_size": 4, "seq_len": 1024}
 """Two pairs."""
 
@@ -28,11 +29,18 @@ REAL: list[Run] = [
     ("packed", 6.661, 7.002, _8B | {"padding": "packed"}),
     ("Liger", 6.544, 6.805, _8B | {"use_liger_kernel": True}),
     ("k-bit preparation", 9.424, 9.674, _8B | {"kbit_prepare": True}),
+    ("dpo, lora", 16.649, 16.934, _8B | _DPO | {"method": "lora"}),
+    ("dpo, qlora, 4 pairs", 9.523, 10.418, _8B | _DPO | {"batch_size": 4}),
+    ("dpo, full", 12.074, 12.561, _1B | _DPO),
+    ("kto, qlora", 6.646, 6.969, _8B | _DPO | {"objective": "kto", "batch_size": 2}),
+    ("kto, full", 12.074, 12.559, _1B | _DPO | {"objective": "kto", "batch_size": 2}),
     ("reward, lora", 16.827, 17.406, _8B | _REWARD | {"method": "lora"}),
     ("reward, full", 9.324, 9.830, _1B | _REWARD),
 ]  # fmt: skip
 
 REHEARSED: list[Run] = [
+    ("dpo, qlora", 6.599, 6.898, _8B | _DPO),
+    ("dpo, lora, qwen", 16.911, 17.262, _8B | _DPO | {"model": "qwen2.5-7b", "method": "lora", "seq_len": 2048}),
     ("qlora 1 x 2048", 6.599, 6.914, _8B),
     ("qlora 1 x 4096", 7.523, 7.994, _8B | {"seq_len": 4096}),
     ("qlora 4 x 1024", 7.521, 7.992, _8B | {"batch_size": 4, "seq_len": 1024}),

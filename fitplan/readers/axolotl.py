@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fitplan.readers.reading import Keys, Reading, fraction, names, union, whole
+from fitplan.readers.reading import Keys, Reading, fraction, names, once, whole
 from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Padding, Quant, Stack
 
 _LEFT_OUT = {
@@ -87,7 +87,7 @@ def _adapters(keys: Keys) -> None:
         keys.put("lora_target_linear", "target_modules", ALL_LINEAR)
         keys.know("lora_target_modules", "among all linear layers")
     elif targets:
-        keys.put("lora_target_modules", "target_modules", union(targets) if isinstance(targets, list) else targets)
+        keys.put("lora_target_modules", "target_modules", once(targets) if isinstance(targets, list) else targets)
     keys.take({"lora_modules_to_save": "modules_to_save", "lora_target_parameters": "target_parameters"}, names)
     if keys.is_on("peft_use_dora"):
         keys.put("peft_use_dora", "use_dora", True)

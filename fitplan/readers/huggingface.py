@@ -10,7 +10,7 @@ from typing import Any
 from fitplan.errors import InputError
 from fitplan.readers.axolotl import attention_named, optimizer
 from fitplan.readers.reading import Keys, Reading, fraction, names, whole
-from fitplan.setup import ALL_LINEAR, Dtype, Method, MixedPrecision, Padding, Quant, Stack
+from fitplan.setup import ALL_LINEAR, Dtype, Method, MixedPrecision, Objective, Padding, Quant, Stack
 
 _OF_TRL = (
     "max_length", "max_seq_length", "packing", "padding_free", "use_peft", "lora_r", "load_in_4bit", "num_generations",
@@ -134,8 +134,14 @@ def _other_losses(keys: Keys) -> None:
             keys.left_out.append(f"use_vllm: vLLM takes {share} of the GPU for itself where it shares it")
         for key in ("num_generations", "beta", "use_vllm", "vllm_gpu_memory_utilization"):
             keys.know(key, "not in the answer")
-    elif keys.get("beta") is not None or keys.get("loss_type") in ("sigmoid", "ipo", "hinge"):
-        keys.left_out.append("DPO: two rows a pair, and the reference model of full fine-tuning")
+    elif keys.get("desirable_weight") is not None or keys.get("undesirable_weight") is not None:
+        keys.settings["objective"] = Objective.KTO
+    elif keys.get("beta") is not None or keys.get("loss_type") in ("sigmoid", "ipo", "hinge", "apo_zero"):
+        keys.settings["objective"] = Objective.DPO
+    for key in ("beta", "desirable_weight", "undesirable_weight"):
+        keys.know(key, keys.understood.get(key, f"objective {keys.settings.get('objective', 'sft')}"))
+    if keys.is_on("precompute_ref_log_probs"):
+        keys.put("precompute_ref_log_probs", "precompute_ref_log_probs", True)
     if keys.get("loss_type") == "chunked_nll":
         keys.put("loss_type", "loss", "chunked")
 

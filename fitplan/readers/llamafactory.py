@@ -73,9 +73,10 @@ def _method(keys: Keys) -> Method:
         return Method.FULL
     if bits is None:
         return Method.LORA
-    if bits not in _QUANTS:
-        keys.left_out.append(f"quantization_bit {bits}: it is answered as 4")
-    keys.put("quantization_bit", "quant", _QUANTS.get(bits, Quant.NF4))
+    if not isinstance(bits, int) or bits not in _QUANTS:
+        bits = 4
+        keys.left_out.append(f"quantization_bit {keys.get('quantization_bit')}: it is answered as 4")
+    keys.put("quantization_bit", "quant", _QUANTS[bits])
     if str(keys.get("quantization_method", "bnb")).lower() not in ("bnb", "bitsandbytes"):
         keys.left_out.append(f"quantization_method {keys.get('quantization_method')}: it is answered as bitsandbytes")
     keys.know("quantization_method", "bitsandbytes")

@@ -1,6 +1,6 @@
 """What a file says, and the keys of a file as they are gone through."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,9 +148,9 @@ def names(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def union(*lists: Iterable[str]) -> list[str]:
+def once(listed: list[Any]) -> list[Any]:
     """Each name once, in order."""
-    return list(dict.fromkeys(name for one in lists for name in one))
+    return [name for place, name in enumerate(listed) if name not in listed[:place]]
 
 
 def _short(value: Any) -> str:

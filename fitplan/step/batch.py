@@ -3,7 +3,7 @@
 import torch
 from transformers import PretrainedConfig
 
-from fitplan.setup import END_TO_END, Padding, Task, TrainingSetup
+from fitplan.setup import END_TO_END, PAIRED, Padding, Task, TrainingSetup
 
 IGNORED_LABEL = -100
 
@@ -16,7 +16,7 @@ def make_batch(config: PretrainedConfig, task: Task, setup: TrainingSetup, devic
     before (at least one token stays); with max_length the first row is one short as well. With free and packed all is
     one row, [1, batch * seq_len]; ``position_ids`` begin anew with each text, and there is no mask.
     """
-    batch, length = setup.batch_size, setup.seq_len
+    batch, length = setup.batch_size * (2 if setup.objective in PAIRED else 1), setup.seq_len
     mask = torch.ones(batch, length, dtype=torch.int64)
     if setup.padding in (Padding.LONGEST, Padding.MAX_LENGTH):
         first = 1 if setup.padding is Padding.MAX_LENGTH else 0

@@ -14,7 +14,7 @@ from fitplan.errors import InputError, MissingDependency, ModelNotSupported
 from fitplan.faults import interface_of, one_line
 from fitplan.phase import Phase
 from fitplan.settings import shown
-from fitplan.setup import Adapter, Dtype, KbitCastBack, Loss, Method, Quant, Task, TrainingSetup
+from fitplan.setup import REFERRED, Adapter, Dtype, KbitCastBack, Loss, Method, Quant, Task, TrainingSetup
 from fitplan.step.adapters import KINDS, peft_arguments
 from fitplan.step.architecture import TORCH_DTYPES, build_architecture, task_of
 from fitplan.step.audit import QUANTISED
@@ -65,6 +65,23 @@ def load_model(
         _enable_checkpointing(trained, setup)
     trained.config.use_cache = False
     return trained
+
+
+def load_reference(
+    config: PretrainedConfig, setup: TrainingSetup, place: Place, observe: Observer
+) -> PreTrainedModel | None:
+    """The model as it was, frozen, beside the one that is trained; ``None`` where there is none.
+
+    Adapters need none: without them the model is what it was (trl ``trainer/dpo_trainer.py``, ``ref_model``).
+    """
+    if setup.method is not Method.FULL or setup.objective not in REFERRED or setup.precompute_ref_log_probs:
+        return None
+    reference = build_skeleton(config, setup, place)
+    observe(Phase.LOAD)
+    _load_weights(reference, setup, place.device, observe)
+    change_loss(reference, setup.loss, place)
+    observe(Phase.PREPARE)
+    return reference.requires_grad_(False).eval()
 
 
 # --- quantisation and weights -----------------------------------------------------------------------------------------

@@ -1,16 +1,18 @@
 """The training loop: what ``transformers.Trainer`` with accelerate does, in the order in which it does it."""
 
 import inspect
+from contextlib import ExitStack
 from types import MethodType
 from typing import Any
 
 import torch
 from accelerate.utils.operations import convert_outputs_to_fp32
 from torch import nn
+from torch.nn import functional
 from transformers import PretrainedConfig, Trainer
 
 from fitplan.phase import Phase
-from fitplan.setup import Loss, MixedPrecision, TrainingSetup
+from fitplan.setup import REFERRED, Loss, MixedPrecision, Objective, TrainingSetup
 from fitplan.step.architecture import task_of
 from fitplan.step.batch import IGNORED_LABEL, make_batch
 from fitplan.step.job import Observer, Place
@@ -32,6 +34,7 @@ def train(
     *,
     steps: int = 2,
     micro_batches: int | None = None,
+    reference: nn.Module | None = None,
 ) -> None:
     """Run ``steps`` optimizer steps on synthetic batches.
 
@@ -44,7 +47,7 @@ def train(
     _wrap_forward(model, setup, place)
     task = task_of(config, setup)
     scale = torch.full((), 2.0**16, device=place.device) if setup.mixed_precision is MixedPrecision.FP16 else None
-    takes_count = _takes_loss_kwargs(model)
+    takes_count = setup.objective is Objective.SFT and _takes_loss_kwargs(model)
     total_loss = torch.tensor(0.0, device=place.device)
     accumulation = setup.gradient_accumulation_steps
     for step in range(steps):
@@ -59,7 +62,10 @@ def train(
         shown = accumulation if micro_batches is None else micro_batches if step else 1
         for inputs in batches[:shown]:
             observe(Phase.FORWARD)
-            loss = _compute_loss(model, inputs, extra, setup)
+            if setup.objective is Objective.SFT:
+                loss = _compute_loss(model, inputs, extra, setup)
+            else:
+                loss = _compute_preference(model, reference, inputs, setup)
             if not takes_count:
                 loss = loss / accumulation
             observe(Phase.BACKWARD)
@@ -105,6 +111,24 @@ def _compute_loss(
         metrics(outputs["logits"], inputs)
     loss: torch.Tensor = outputs["loss"] if isinstance(outputs, dict) else outputs[0]
     return loss
+
+
+BETA = 0.1
+"""``DPOConfig.beta``; no memory depends on it."""
+
+
+def _compute_preference(
+    model: Any, reference: nn.Module | None, inputs: dict[str, torch.Tensor], setup: TrainingSetup
+) -> torch.Tensor:
+    """``DPOTrainer.compute_loss``: the model's answer, then that of the reference, of which nothing is kept."""
+    answer: torch.Tensor = model(**inputs)["loss"]
+    if setup.objective in REFERRED and not setup.precompute_ref_log_probs:
+        with torch.no_grad(), ExitStack() as stack:
+            if reference is None and hasattr(model, "disable_adapter"):
+                stack.enter_context(model.disable_adapter())
+            before = (model if reference is None else reference)(**inputs)["loss"]
+        answer = answer - before
+    return -functional.logsigmoid(BETA * -answer)
 
 
 def _wrap_forward(model: nn.Module, setup: TrainingSetup, place: Place) -> None:

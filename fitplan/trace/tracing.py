@@ -19,7 +19,7 @@ from fitplan.step.adapters import names_single_layers
 from fitplan.step.architecture import task_of
 from fitplan.step.audit import Parameter, parameters_of
 from fitplan.step.job import Observer, Place
-from fitplan.step.model import build_skeleton, load_model, warmed_up
+from fitplan.step.model import build_skeleton, load_model, load_reference, warmed_up
 from fitplan.step.run import train, update
 from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten
 from fitplan.trace.events import (
@@ -128,13 +128,15 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
         if gpu is not None and (parts := warmed_up(skeleton, setup)):
             recorder.pass_by(parts, "caching_allocator_warmup")
         model = load_model(skeleton, config, setup, place, observe)
+        if (reference := load_reference(config, setup, place, observe)) is not None:
+            recorder.watch(reference)
         recorder.watch(model)
         stack.enter_context(recorder.module_calls())
         if only_optimizer:
             update(model, setup, place, observe)
         else:
             shown = min(MICRO_BATCHES, setup.gradient_accumulation_steps)
-            train(model, config, setup, place, observe, micro_batches=shown)
+            train(model, config, setup, place, observe, micro_batches=shown, reference=reference)
         trace = recorder.finish()
     attention = Attention(str(model.config._attn_implementation))
     return _ShortRun(trace, parameters_of(model, setup), attention)

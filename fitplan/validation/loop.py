@@ -13,7 +13,7 @@ from fitplan.setup import MixedPrecision
 from fitplan.step.architecture import load_config, task_of
 from fitplan.step.batch import make_batch
 from fitplan.step.job import Observer, Place
-from fitplan.step.model import build_skeleton, load_model
+from fitplan.step.model import build_skeleton, load_model, load_reference
 from fitplan.step.run import train
 from fitplan.validation.job import Job, Runner
 from fitplan.validation.meter import Meter
@@ -35,7 +35,8 @@ def run(job: Job, place: Place, meter: Meter) -> None:
 
 
 def _with_step(job: Job, model: nn.Module, config: PretrainedConfig, place: Place, observe: Observer) -> None:
-    train(model, config, job.setup, place, observe, steps=job.steps)
+    reference = load_reference(config, job.setup, place, observe)
+    train(model, config, job.setup, place, observe, steps=job.steps, reference=reference)
 
 
 def with_trainer(job: Job, model: nn.Module, config: PretrainedConfig, place: Place, observe: Observer) -> None:
