@@ -98,6 +98,7 @@ _HOMES = {
     "explain": "fitplan.api",
     "fit_map": "fitplan.api",
     "read_training_file": "fitplan.readers.recognise",
+    "read_training_objects": "fitplan.readers.objects",
     "rehearse": "fitplan.api",
     "tracing_here": "fitplan.tracer",
     "validate": "fitplan.api",

@@ -163,6 +163,8 @@ def _model_of(reading: "Reading") -> ModelConfig:
     """The model that a file names; of one that lies where the file was written, the shipped one of that name."""
     if reading.model is None:
         raise InputError(f"{reading.file} names no model; give the model, and the file beside it")
+    if not isinstance(reading.model, str):
+        return resolve_model(reading.model)
     try:
         return resolve_model(reading.model)
     except ModelNotFound as error:

@@ -20,7 +20,7 @@ import fitplan
 from fitplan.cli.main import main
 from fitplan.errors import InputError, ModelNotFound
 from fitplan.question import Question
-from fitplan.readers import Reading, read_training_file
+from fitplan.readers import Reading, read_command_line, read_training_file
 from fitplan.setup import SETTINGS
 
 FILES = Path(__file__).parent / "userfiles"
@@ -279,3 +279,82 @@ def test_whatever_a_file_says_it_is_read_or_refused_in_a_sentence(changes: Any, 
             reading = read_training_file(file)
             assert reading is not None
             assert Question(replace(reading, model="llama-3-8b")).job().setup.batch_size > 0
+
+
+# --- command lines and objects ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("trl sft --model_name_or_path gpt2", {"stack": "trl", "method": "full", "dtype": "float32", "batch_size": 8}),
+        ("trl sft --model_name_or_path gpt2 --use_peft --load_in_4bit=true", {"method": "qlora"}),
+        ("trl sft --model_name_or_path gpt2 --packing --max_length 512", {"padding": "packed", "seq_len": 512}),
+        ("trl sft --model_name_or_path gpt2 --use-peft --lora_target_modules c_attn c_proj",
+         {"target_modules": ["c_attn", "c_proj"]}),
+        ("trl dpo --model_name_or_path gpt2", {"objective": "dpo", "loss": "fused"}),
+        ("python run_clm.py --model_name_or_path gpt2 --per_device_train_batch_size 4 --block_size 256 --bf16",
+         {"stack": "trainer", "batch_size": 4, "seq_len": 256, "gradient_checkpointing": False}),
+        ("accelerate launch t.py --model_name_or_path gpt2 --per_device_train_batch_size=2 --optim adamw_bnb_8bit",
+         {"batch_size": 2, "optim": "adamw_8bit", "mixed_precision": "no"}),
+    ],
+)  # fmt: skip
+def test_a_command_line_is_read(line: str, expected: dict[str, Any]) -> None:
+    setup = Question(read_command_line(line.split())).job().setup.to_dict()
+    assert {name: setup[name] for name in expected} == expected
+
+
+def test_a_command_line_goes_on_from_its_file(tmp_path: Path) -> None:
+    file = _write(tmp_path, AXOLOTL + "adapter: lora\nlora_r: 8")
+    setup = Question(read_command_line(["axolotl", "train", str(file), "--micro_batch_size", "1"])).job().setup
+    assert (setup.stack, setup.batch_size, setup.seq_len, setup.lora_r) == ("axolotl", 1, 1024, 8)
+    file = _write(tmp_path, FACTORY)
+    setup = Question(read_command_line(["llamafactory-cli", "train", str(file), "cutoff_len=256"])).job().setup
+    assert (setup.stack, setup.seq_len) == ("llamafactory", 256)
+
+
+def test_the_command_asks_about_a_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["trl", "sft", "--model_name_or_path", "llama-3.2-1b", "--dtype", "bfloat16"]
+    assert main(["check", "--gpu", "h100", "--json", "--", *line]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["plans"][0]["setup"]["stack"] == "trl"
+    assert document["file"]["file"] == "trl sft --model_name_or_path ..."
+    assert main(["check", "--gpu", "h100", "--", "python", "train.py"]) == 2
+    assert "names no training settings that are known here" in capsys.readouterr().err
+
+
+def test_objects_of_the_libraries_are_read(tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig, TrainingArguments
+
+    args = TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=3, gradient_accumulation_steps=2, optim="adamw_8bit",
+        use_cpu=True, report_to=[],
+    )  # fmt: skip
+    adapter = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], use_dora=True, task_type="CAUSAL_LM")
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )  # fmt: skip
+    reading = fitplan.read_training_objects("llama-3.2-1b", args, peft_config=adapter, quantization_config=quantised)
+    setup = Question(reading, method=None).job().setup
+    assert (setup.method, setup.batch_size, setup.gradient_accumulation_steps) == ("qlora", 3, 2)
+    assert (setup.lora_r, setup.adapter, sorted(setup.target_modules or ())) == (4, "dora", ["q_proj", "v_proj"])
+    assert (setup.quant, setup.double_quant, setup.compute_dtype) == ("nf4", False, "bfloat16")
+    assert (setup.optim, setup.gradient_checkpointing, setup.mixed_precision) == ("adamw_8bit", False, "no")
+    whole = Question(fitplan.read_training_objects("llama-3.2-1b", args)).job().setup
+    assert whole.method == "full"
+    peft_s_own = Question(fitplan.read_training_objects("llama-3.2-1b", peft_config=LoraConfig())).job().setup
+    assert (peft_s_own.lora_r, peft_s_own.target_modules, peft_s_own.method) == (8, "peft-default", "lora")
+
+
+def test_objects_of_another_kind_are_told() -> None:
+    from peft import IA3Config
+    from transformers import BitsAndBytesConfig
+
+    with pytest.raises(InputError, match="args is a dict, which has no to_dict"):
+        fitplan.read_training_objects("gpt2", {"bf16": True})
+    with pytest.raises(InputError, match="peft_config of type IA3 is not read here"):
+        fitplan.read_training_objects("gpt2", peft_config=IA3Config())
+    with pytest.raises(InputError, match="give peft_config, or drop quantization_config"):
+        fitplan.read_training_objects("gpt2", quantization_config=BitsAndBytesConfig(load_in_8bit=True))

@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     prepare_streams()
     parser = make_parser()
-    options = vars(parser.parse_args(arguments))
+    typed, command = _split(sys.argv[1:] if arguments is None else arguments)
+    options = vars(parser.parse_args(typed))
     run = options.pop("run", None)
     if run is None and at_terminal() and has_textual():
         options = vars(parser.parse_args(["tui"]))
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if (file := options.pop("file", None)) is not None:
             options["model"] = _from_file(file, options["model"])
+        if command:
+            options["model"] = _from_command(command)
         with tracing_here():  # this process is there for nothing else
             code: int = run(**options)
         sys.stdout.flush()
@@ -66,6 +69,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "the lines above and what fitplan --version says"
         )
         return EXIT_DEFECT
+
+
+ASK_ABOUT_COMMANDS = ("check", "advise", "explain", "map", "report")
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is fitplan's, and the command line that is asked about in the place of a model, after ``--``."""
+    typed = list(arguments)
+    if typed[:1] and typed[0] in ASK_ABOUT_COMMANDS and "--" in typed:
+        at = typed.index("--")
+        return [*typed[:at], "-"], typed[at + 1 :]
+    return typed, []
+
+
+def _from_command(words: Sequence[str]) -> "Reading":
+    from fitplan.readers import read_command_line
+
+    return read_command_line(words)
 
 
 def _from_file(file: str, model: str) -> "Reading":

@@ -10,7 +10,7 @@ from typing import Any
 from fitplan.errors import InputError
 from fitplan.readers.axolotl import attention_named, optimizer
 from fitplan.readers.reading import Keys, Reading, fraction, names, whole
-from fitplan.setup import ALL_LINEAR, Dtype, Method, MixedPrecision, Objective, Padding, Quant, Stack
+from fitplan.setup import ALL_LINEAR, PEFT_DEFAULT, Dtype, Method, MixedPrecision, Objective, Padding, Quant, Stack
 
 _OF_TRL = (
     "max_length", "max_seq_length", "packing", "padding_free", "use_peft", "lora_r", "load_in_4bit", "num_generations",
@@ -57,14 +57,18 @@ def read_trl(keys: Keys) -> Reading:
         for key in ("use_rslora", "use_dora"):
             if keys.is_on(key):
                 keys.put(key, key, True)
+    _rows(keys)
+    _other_losses(keys)
+    return _done(keys)
+
+
+def _rows(keys: Keys) -> None:
     if keys.is_on("packing") and str(keys.get("packing_strategy", "bfd")) != "wrapped":
         keys.put("packing", "padding", Padding.PACKED)
     elif keys.is_on("padding_free"):
         keys.put("padding_free", "padding", Padding.FREE)
     for key in ("packing", "packing_strategy", "padding_free"):
         keys.know(key, keys.understood.get(key, "how rows are laid out"))
-    _other_losses(keys)
-    return _done(keys)
 
 
 def read_arguments(keys: Keys) -> Reading:
@@ -73,6 +77,18 @@ def read_arguments(keys: Keys) -> Reading:
     _arguments(keys)
     keys.take({"block_size": "seq_len", "max_seq_length": "seq_len"}, whole)
     return _done(keys)
+
+
+def read_objects(keys: Keys, *, is_trl: bool) -> None:
+    """Arguments as an object has them: all of them, with their defaults."""
+    _arguments(keys)
+    if is_trl:
+        _length(keys)
+        _rows(keys)
+        _other_losses(keys)
+    keys.leave_out(_LEFT_OUT)
+    if str(keys.get("eval_strategy", "no")).rpartition(".")[2].lower() != "no":
+        keys.left_out.append("evaluation, with its own batch")
 
 
 def _done(keys: Keys) -> Reading:
@@ -192,7 +208,17 @@ def read_adapter(keys: Keys) -> Reading:
     keys.know("peft_type", f"adapter {kind.lower()}")
     if kind != "LORA":
         raise InputError(f"{keys.file}: peft_type {kind} is not read here, only LORA; give its settings by hand")
-    keys.settings |= {"method": Method.LORA, "lora_r": 8, "lora_alpha": 8}
+    keys.settings["method"] = Method.LORA
+    take_adapter(keys)
+    keys.traps.append("it says nothing of quantisation, batch and length: those are fitplan's defaults, or yours")
+    keys.know("base_model_name_or_path", "the model")
+    model = keys.get("base_model_name_or_path")
+    return keys.read(str(model) if model is not None else None)
+
+
+def take_adapter(keys: Keys) -> None:
+    """The fields of a ``LoraConfig``; what is not there has peft's default."""
+    keys.settings |= {"lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": PEFT_DEFAULT}
     keys.take({"r": "lora_r", "lora_alpha": "lora_alpha"}, whole)
     keys.take({"lora_dropout": "lora_dropout"}, fraction)
     target = keys.get("target_modules")
@@ -208,10 +234,6 @@ def read_adapter(keys: Keys) -> Reading:
             keys.put(key, key, keys.get(key))
     if isinstance(keys.settings.get("target_modules"), list) and keys.get("layers_to_transform") is not None:
         keys.put("layers_to_transform", "layers_to_transform", keys.get("layers_to_transform"))
-    keys.traps.append("it says nothing of quantisation, batch and length: those are fitplan's defaults, or yours")
-    keys.know("base_model_name_or_path", "the model")
-    model = keys.get("base_model_name_or_path")
-    return keys.read(str(model) if model is not None else None)
 
 
 def read_state(keys: Keys) -> Reading:

@@ -15,23 +15,25 @@ class Reading:
     Attributes:
         file: its name, as it was given.
         tool: whose file it is: ``"Axolotl"``.
-        model: the model that it names, as it names it; ``None`` where it names none that could be looked for.
+        model: the one that it names, as it names it, or that was given beside it; ``None`` where it names none.
         settings: fields of :class:`fitplan.setup.TrainingSetup`; the method among them, where the file decides it.
         understood: keys of the file, and what each was read as.
         traps: sentences on what the tool makes of the file that its author may not expect.
         left_out: sentences on what takes memory and is not in the answer.
         ignored: keys that decide nothing of the memory, or are not known here.
+        values: all of the file.
 
     """
 
     file: str
     tool: str
-    model: str | None
+    model: Any
     settings: Mapping[str, Any]
     understood: Mapping[str, str]
     traps: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -44,7 +46,7 @@ class Reading:
         return {
             "file": self.file,
             "tool": self.tool,
-            "model": self.model,
+            "model": self.model if isinstance(self.model, str) else None,
             "understood": dict(self.understood),
             "traps": list(self.traps),
             "left_out": list(self.left_out),
@@ -112,7 +114,7 @@ class Keys:
                 self.left_out.append(f"{key} {_short(value)}: {sentence}")
                 self.understood[key] = "not in the answer"
 
-    def read(self, model: str | None) -> Reading:
+    def read(self, model: Any) -> Reading:
         """All of it."""
         return Reading(
             file=self.file,
@@ -123,6 +125,7 @@ class Keys:
             traps=tuple(self.traps),
             left_out=tuple(self.left_out),
             ignored=tuple(str(key) for key in self.values if key not in self.understood),
+            values=self.values,
         )
 
 

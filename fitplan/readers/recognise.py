@@ -46,6 +46,11 @@ _TOOLS: tuple[tuple[str, Holds, Callable[[Keys], Reading]], ...] = (
 )
 
 
+def reader_of(values: Mapping[str, Any]) -> tuple[str, Callable[[Keys], Reading]] | None:
+    """Whose keys these are, and who reads them."""
+    return next(((tool, read) for tool, holds, read in _TOOLS if holds(values)), None)
+
+
 def read_training_file(named: Any) -> Reading | None:
     """The training file that is named; ``None`` where a model is: a name, a folder, a model's config.
 
@@ -78,9 +83,9 @@ def read_training_file(named: Any) -> Reading | None:
     if not isinstance(values, dict):
         raise InputError(f"{named} holds a {type(values).__name__}, not settings; give a training file")
     values = {str(key): value for key, value in values.items()}
-    for tool, holds, read in _TOOLS:
-        if holds(values):
-            return read(Keys(str(named), tool, values))
+    if (found := reader_of(values)) is not None:
+        tool, read = found
+        return read(Keys(str(named), tool, values))
     if is_yaml:
         raise InputError(
             f"{named} is no training file of Axolotl, LLaMA-Factory, TRL, torchtune, transformers, accelerate or "
