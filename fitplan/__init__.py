@@ -102,6 +102,7 @@ _HOMES = {
     "rehearse": "fitplan.api",
     "tracing_here": "fitplan.tracer",
     "validate": "fitplan.api",
+    "write_config": "fitplan.writers",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore

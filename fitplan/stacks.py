@@ -19,6 +19,7 @@ from fitplan.setup import (
     KbitCastBack,
     Loss,
     Method,
+    Padding,
     Stack,
     Task,
 )
@@ -122,7 +123,7 @@ def _llamafactory(method: Method) -> Defaults:
 
 def _axolotl(method: Method) -> Defaults:
     """After k-bit preparation what it made float32 is cast to the type of the training (``loaders/model.py``)."""
-    common = {"batch_size": 1, "seq_len": 512, "gradient_checkpointing": False}
+    common = {"batch_size": 1, "seq_len": 512, "gradient_checkpointing": False, "padding": Padding.LONGEST}
     return common | {"kbit_cast_back": KbitCastBack.ALL} if method is Method.QLORA else common
 
 

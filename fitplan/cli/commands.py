@@ -247,7 +247,15 @@ def _emit(report: "CheckReport", form: str) -> int:
     from fitplan.emit import emit_script, settings_document
     from fitplan.report.terminal import headline
 
-    text = emit_script(report) if form == "python" else json.dumps(settings_document(report), indent=1) + "\n"
+    match form:
+        case "python":
+            text = emit_script(report)
+        case "json":
+            text = json.dumps(settings_document(report), indent=1) + "\n"
+        case _:
+            from fitplan.writers import write_config
+
+            text = write_config(report, form)
     print(text, end="")
     say("", headline(report.plans[0]).plain)
     return _exit_code(report)

@@ -233,8 +233,8 @@ def _add_form(parser: argparse.ArgumentParser, *, emits: bool) -> None:
     if emits:
         form.add_argument(
             "--emit",
-            choices=("python", "json"),
-            help="print a training script, or a document, with these very settings",
+            choices=("python", "json", "trl", "llamafactory", "axolotl"),
+            help="print a training script, a document, or a training file of another tool, with these very settings",
         )
 
 
