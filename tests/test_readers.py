@@ -108,12 +108,17 @@ AXOLOTL = "base_model: llama-3.2-1b\nsequence_len: 1024\nmicro_batch_size: 2\nbf
         ("optimizer: adamw_bnb_8bit", {"optim": "adamw_8bit"}),
         ("optimizer: muon", {"optim": "adamw_torch_fused"}),
         ("flash_attention: true", {"attn": "flash_attention_2"}),
+        (
+            "adapter: lora\nlora_r: 8\nlora_target_modules: 'layers.[\\d]+.mlp.(up|down)_proj'",
+            {"target_modules": r"layers.[\d]+.mlp.(up|down)_proj"},
+        ),
+        ("float16: true", {"dtype": "float16", "mixed_precision": "no"}),
         ("attn_implementation: eager", {"attn": "eager"}),
         ("gradient_accumulation_steps: '4'", {"gradient_accumulation_steps": 4}),
     ],
 )
 def test_axolotl(more: str, expected: dict[str, Any], tmp_path: Path) -> None:
-    text = AXOLOTL.replace("bf16: true\n", "") if "load_in_8bit" in more else AXOLOTL
+    text = AXOLOTL.replace("bf16: true\n", "") if "load_in_8bit" in more or "float16" in more else AXOLOTL
     setup = Question(_write(tmp_path, text + more)).job().setup.to_dict()
     assert {name: setup[name] for name in expected} == expected
     assert setup["stack"] == "axolotl"
@@ -243,6 +248,7 @@ BOMB = "a: &a [1]\n" + "\n".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a,
         ("base_model: x\nsequence_len: many", "sequence_len many: seq_len must be a whole number"),
         ("stage: sft\nmodel_name_or_path: gpt2\nlora_dropout: 2", "lora_dropout 2: lora_dropout must lie between"),
         ("export_dir: x\nmodel_name_or_path: gpt2", "exports a model with LLaMA-Factory and trains none"),
+        ("template: llama3\nmodel_name_or_path: gpt2", "asks a model in LLaMA-Factory and trains none"),
         ("x" * 2**21, "larger than 1 MiB"),
     ],
 )  # fmt: skip

@@ -17,6 +17,8 @@ _LEFT_OUT = {
     "tokens": "rows that are added to the embedding",
     "unfrozen_parameters": "only these parameters are trained",
     "torch_compile": "compiled code may keep less",
+    "gptq": "weights that are quantised already",
+    "processor_type": "images",
     "chunked_cross_entropy": "a loss in pieces, which makes the answer too high",
     "cut_cross_entropy": "a loss without logits, which makes the answer too high",
     "plugins": "what they exchange in the model",
@@ -115,9 +117,11 @@ def _rows(keys: Keys) -> None:
 
 def _precision(keys: Keys) -> None:
     bfloat16 = keys.is_on("bf16") or keys.is_on("bfloat16") or str(keys.get("bf16", "auto")).lower() in ("auto", "full")
-    for key in ("bf16", "fp16", "bfloat16"):
+    for key in ("bf16", "fp16", "bfloat16", "float16"):
         keys.know(key, "the precision")
-    if keys.is_on("fp16"):
+    if keys.is_on("float16"):
+        keys.settings |= {"dtype": Dtype.FLOAT16, "mixed_precision": MixedPrecision.NO}
+    elif keys.is_on("fp16"):
         keys.settings |= {"mixed_precision": MixedPrecision.FP16}
         keys.settings.setdefault("dtype", Dtype.FLOAT16)
     elif bfloat16:

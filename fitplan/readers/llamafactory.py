@@ -29,8 +29,9 @@ _ATTENTION = {"fa2": Attention.FLASH_ATTENTION_2, "fa3": Attention.FLASH_ATTENTI
 
 def read(keys: Keys) -> Reading:
     """A job of LLaMA-Factory."""
-    if keys.get("export_dir") is not None and keys.get("stage") is None and not keys.is_on("do_train"):
-        raise InputError(f"{keys.file} exports a model with LLaMA-Factory and trains none; give a training file")
+    if keys.get("stage") is None and not keys.is_on("do_train") and keys.get("per_device_train_batch_size") is None:
+        what = "exports a model with" if keys.get("export_dir") is not None else "asks a model in"
+        raise InputError(f"{keys.file} {what} LLaMA-Factory and trains none; give a training file")
     keys.settings["stack"] = Stack.LLAMAFACTORY
     stage = str(keys.get("stage", "sft"))
     keys.know("stage", stage)

@@ -1,5 +1,6 @@
 """What a file says, and the keys of a file as they are gone through."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,8 +148,13 @@ def fraction(value: Any) -> Any:
 
 
 def names(value: Any) -> Any:
-    """``"q_proj,v_proj"`` or a list."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """``"q_proj,v_proj"`` or a list; one regular expression stays as it is."""
+    if not isinstance(value, str) or not _NAMES.fullmatch(value):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+_NAMES = re.compile(r"[\w.,\s-]*")
 
 
 def once(listed: list[Any]) -> list[Any]:

@@ -31,7 +31,7 @@ _TOOLS: tuple[tuple[str, Holds, Callable[[Keys], Reading]], ...] = (
     ("Axolotl", _has("base_model"), axolotl.read),
     (
         "LLaMA-Factory",
-        _any("stage", "finetuning_type", "cutoff_len", "export_dir", "quantization_bit"),
+        _any("stage", "finetuning_type", "cutoff_len", "export_dir", "quantization_bit", "template", "infer_backend"),
         llamafactory.read,
     ),
     ("accelerate", _any("compute_environment", "distributed_type"), parallel.read_accelerate),
