@@ -36,7 +36,7 @@ def limited(what: str) -> Iterator[None]:
     try:
         with _limited_memory(), _limited_time(what):
             yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ModelNotSupported) as error:
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # c10/core/impl/alloc_cpu.cpp
             raise ModelNotSupported(
                 f"{what} takes more than {GROWTH // 2**30} GiB of this machine's memory; check the sizes in its config"

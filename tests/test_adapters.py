@@ -132,7 +132,7 @@ def test_the_list_of_settings_and_the_adapters_agree() -> None:
     assert set(ADAPTER_NAMES) == set(Adapter)
     for one in SETTINGS.values():
         named = [set(only.values) for only in one.only if only.other == "adapter"]
-        if named:
+        if named and one.name != "adapter_dtype":  # which is cast afterwards, not a field of peft's
             assert named == [{adapter for adapter, kind in KINDS.items() if one.name in kind.fields}], one.name
 
 

@@ -451,10 +451,17 @@ def test_a_defect_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_a_model_that_no_address_reaches_is_answered(cli: Cli) -> None:
-    huge = LLAMA | {"hidden_size": 2**31 - 64, "intermediate_size": 2**31 - 1, "head_dim": None}
+    huge = LLAMA | {"hidden_size": 2**24, "intermediate_size": 2**31 - 1, "head_dim": 128}
     code, out, _ = cli("check", cli.config(huge), *QUICK, "--vram", "8GiB")
     assert code == 1
     assert "does not fit" in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
+def test_a_model_that_takes_gigabytes_to_build_is_refused(cli: Cli) -> None:
+    """The frequencies of its positions are real numbers: 2**30 of them."""
+    error = cli.refuses("check", cli.config(LLAMA | {"head_dim": 2**31 - 64}), *QUICK)
+    assert "takes more than 2 GiB of this machine's memory; check the sizes in its config" in error
 
 
 def test_an_output_that_cannot_show_every_character(tmp_path: Path) -> None:
