@@ -50,6 +50,9 @@ examples:
   fitplan check ./my-model --method lora --lora-r 64 --target-modules q_proj,v_proj --vram 24GiB
   fitplan check Qwen/Qwen2.5-7B --method full --optim adamw_8bit --json > plan.json
   fitplan check llama-8b --method qlora --gpu 4090 --emit python > train.py
+  fitplan check llama-8b --stack trl --method qlora --gpu 4090   as TRL runs it
+  fitplan check train.yaml --gpu 4090                       a training file of Axolotl, LLaMA-Factory, TRL, ...
+  fitplan check --gpu 4090 -- trl sft --model_name_or_path gpt2 --use_peft      a command line, as you type it
 
 exit codes: 0 fits or tight, 1 does not fit, 2 bad input, 3 no usable GPU here;
 without --method 0 if any of the three fits or is tight, without a GPU always 0
