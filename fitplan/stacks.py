@@ -181,12 +181,6 @@ def as_run_by(stack: Stack, method: Method) -> dict[str, Any]:
     return {name: found[name] for name in BY_CODE if name in found}
 
 
-def is_newer(stack: Stack, version: str) -> bool:
-    """Whether a version is newer than the last that was looked at."""
-    known = STACKS[stack].newest
-    return _parsed(version)[: len(known)] > known
-
-
 def _suits(name: str, settings: Defaults) -> bool:
     """Whether a default means something beside the other settings."""
     for only in SETTINGS[name].only:

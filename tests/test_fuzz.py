@@ -1,25 +1,16 @@
 """A few of the hostile and damaged inputs of ``benchmarks/fuzz.py``, and that its judge sees what is wrong."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import loaded
 
 PLANS = '{{"plans": [{{"estimate": {{"peak_reserved_bytes": {}, "breakdown": {{"gradients": {}}}}}}}]}}'
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"
 
 
 @pytest.fixture(scope="module")
 def fuzz() -> Any:
-    spec = importlib.util.spec_from_file_location("fuzz", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = module
-    spec.loader.exec_module(module)
-    return module
+    return loaded("benchmarks/fuzz.py")
 
 
 @pytest.mark.parametrize("tens", range(6))

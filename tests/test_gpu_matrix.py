@@ -1,6 +1,5 @@
 """The matrix of GPU jobs: what it holds, and that it runs from a checkout, on the CPU with shrunken models."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import loaded
 
 from fitplan.errors import ValidationFailed
 from fitplan.setup import Optim
@@ -19,13 +19,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_matrix.py"
 
 @pytest.fixture(scope="module")
 def matrix() -> Any:
-    spec = importlib.util.spec_from_file_location("gpu_matrix", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_matrix"] = module
-    spec.loader.exec_module(module)
-    return module
+    return loaded("benchmarks/gpu_matrix.py")
 
 
 def test_it_covers_what_people_do(matrix: Any) -> None:

@@ -1,25 +1,17 @@
 """The documents that fitplan prints are as their published schemas say; other programs read them."""
 
-import importlib.util
 import json
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
-
-DOCS = Path(__file__).parents[1] / "docs"
+from scripts import loaded
 
 
 @pytest.fixture(scope="module")
 def published() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("schemas", DOCS / "schemas.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("docs/schemas.py")
 
 
 def _validator(kind: str, published: ModuleType) -> Draft202012Validator:

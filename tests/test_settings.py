@@ -1,6 +1,5 @@
 """The list of settings, and everything that is made from it."""
 
-import importlib.util
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 from mypy.api import run as mypy_run
+from scripts import loaded
 
 import fitplan
 from fitplan.cli.parser import make_parser
@@ -25,12 +25,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def _page() -> Any:
-    spec = importlib.util.spec_from_file_location("settings_page", DOCS / "settings.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.page()
+    return loaded("docs/settings.py").page()
 
 
 def test_the_page_is_current() -> None:

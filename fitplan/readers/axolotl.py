@@ -1,16 +1,15 @@
 """Files of Axolotl, as its schemas of 0.19 read them (``utils/schemas/``, ``loaders/model.py``)."""
 
-from typing import Any
-
+from fitplan.readers.common import ONE_GPU, attention_named, optimizer
 from fitplan.readers.reading import Keys, Reading, fraction, names, once, whole
 from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Padding, Quant, Stack
 
 _LEFT_OUT = {
-    "deepspeed": "several GPUs; the answer is for one that holds everything",
-    "fsdp": "several GPUs; the answer is for one that holds everything",
-    "fsdp_config": "several GPUs; the answer is for one that holds everything",
-    "tensor_parallel_size": "several GPUs; the answer is for one that holds everything",
-    "context_parallel_size": "several GPUs; the answer is for one that holds everything",
+    "deepspeed": ONE_GPU,
+    "fsdp": ONE_GPU,
+    "fsdp_config": ONE_GPU,
+    "tensor_parallel_size": ONE_GPU,
+    "context_parallel_size": ONE_GPU,
     "activation_offloading": "activations on the host, which makes the answer too high",
     "rl": "another loss than that of supervised fine-tuning",
     "val_set_size": "evaluation, with its own batch",
@@ -149,34 +148,3 @@ def _attention(keys: Keys) -> None:
         if keys.is_on(key):
             keys.left_out.append(f"{key}: it is answered as sdpa")
             keys.know(key, "sdpa")
-
-
-def attention_named(keys: Keys, key: str) -> None:
-    """An implementation of attention by its name in transformers."""
-    named = keys.get(key)
-    if named is None:
-        return
-    if str(named) in set(Attention):
-        keys.put(key, "attn", str(named))
-    elif "flash" in str(named):
-        keys.put(key, "attn", Attention.FLASH_ATTENTION_2)
-        keys.left_out.append(f"{key} {named}: it is answered as flash_attention_2")
-    else:
-        keys.know(key, "sdpa")
-        keys.left_out.append(f"{key} {named}: it is answered as sdpa")
-
-
-def optimizer(keys: Keys, key: str, spellings: dict[str, str] | None = None) -> None:
-    """An optimizer by its name in transformers."""
-    named: Any = keys.get(key)
-    if named is None:
-        return
-    from fitplan.setup import SETTINGS, Optim
-
-    text = str(named).removeprefix("OptimizerNames.").lower()
-    text = (spellings or {}).get(text, SETTINGS["optim"].spellings.get(text, text))
-    if text in set(Optim):
-        keys.put(key, "optim", text)
-    else:
-        keys.know(key, "adamw_torch_fused")
-        keys.left_out.append(f"{key} {named}: its states; adamw_torch_fused is taken")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fitplan.errors import InputError
-from fitplan.readers.axolotl import attention_named, optimizer
+from fitplan.readers.common import ONE_GPU, attention_named, optimizer
 from fitplan.readers.reading import Keys, Reading, fraction, names, whole
 from fitplan.setup import ALL_LINEAR, PEFT_DEFAULT, Dtype, Method, MixedPrecision, Objective, Padding, Quant, Stack
 
@@ -17,9 +17,9 @@ _OF_TRL = (
     "max_completion_length", "max_prompt_length", "dataset_mixture", "completion_only_loss", "beta", "loss_type",
 )  # fmt: skip
 _LEFT_OUT = {
-    "deepspeed": "several GPUs; the answer is for one that holds everything",
-    "fsdp": "several GPUs; the answer is for one that holds everything",
-    "parallelism_config": "several GPUs; the answer is for one that holds everything",
+    "deepspeed": ONE_GPU,
+    "fsdp": ONE_GPU,
+    "parallelism_config": ONE_GPU,
     "activation_offloading": "activations on the host, which makes the answer too high",
     "torch_compile": "compiled code may keep less",
     "neftune_noise_alpha": "noise on the embeddings",

@@ -1,13 +1,13 @@
 """Files of LLaMA-Factory, as its arguments of 0.9.5 read them (``hparams/``)."""
 
 from fitplan.errors import InputError
-from fitplan.readers.axolotl import optimizer
+from fitplan.readers.common import ONE_GPU, optimizer
 from fitplan.readers.reading import Keys, Reading, fraction, names, whole
 from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Padding, Quant, Stack
 
 _LEFT_OUT = {
-    "deepspeed": "several GPUs; the answer is for one that holds everything",
-    "fsdp": "several GPUs; the answer is for one that holds everything",
+    "deepspeed": ONE_GPU,
+    "fsdp": ONE_GPU,
     "val_size": "evaluation, with its own batch",
     "use_unsloth": "Unsloth's kernels, which makes the answer too high",
     "use_unsloth_gc": "checkpoints on the host, which makes the answer too high",

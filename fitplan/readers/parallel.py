@@ -1,9 +1,8 @@
 """Files that say how several GPUs share a job: accelerate's YAML and DeepSpeed's JSON. They name no model."""
 
+from fitplan.readers.common import ONE_GPU
 from fitplan.readers.reading import Keys, Reading, whole
 from fitplan.setup import MixedPrecision
-
-_ONE = "the answer is for one GPU that holds everything"
 
 
 def read_accelerate(keys: Keys) -> Reading:
@@ -12,7 +11,7 @@ def read_accelerate(keys: Keys) -> Reading:
     for key in ("distributed_type", "num_processes"):
         keys.know(key, "not in the answer")
     if kind != "NO":
-        keys.left_out.append(f"{kind} on {ranks} GPUs: {_ONE}")
+        keys.left_out.append(f"{kind} on {ranks} GPUs: {ONE_GPU}")
     for key in ("fsdp_config", "deepspeed_config"):
         keys.know(key, "not in the answer")
     mixed = str(keys.get("mixed_precision", "no")).lower()
@@ -30,7 +29,7 @@ def read_deepspeed(keys: Keys) -> Reading:
     zero = keys.get("zero_optimization", {})
     stage = zero.get("stage", 0) if isinstance(zero, dict) else 0
     keys.know("zero_optimization", "not in the answer")
-    keys.left_out.append(f"ZeRO stage {stage}: {_ONE}")
+    keys.left_out.append(f"ZeRO stage {stage}: {ONE_GPU}")
     offloaded = [
         name for name in ("offload_optimizer", "offload_param")
         if isinstance(zero, dict) and isinstance(zero.get(name), dict) and zero[name].get("device", "none") != "none"

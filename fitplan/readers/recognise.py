@@ -6,7 +6,7 @@ from typing import Any
 
 from fitplan.errors import InputError
 from fitplan.readers import axolotl, huggingface, llamafactory, parallel, torchtune
-from fitplan.readers.load import load
+from fitplan.readers.load import MOST_BYTES, load
 from fitplan.readers.reading import Keys, Reading
 
 Holds = Callable[[Mapping[str, Any]], bool]
@@ -70,7 +70,7 @@ def read_training_file(named: Any) -> Reading | None:
             raise InputError(f"{named} does not exist")
     except (OSError, ValueError):
         return None
-    if not is_yaml and file.stat().st_size > 2**20:
+    if not is_yaml and file.stat().st_size > MOST_BYTES:
         return None  # whatever it is, the model's reader says so
     try:
         values = load(file)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fitplan.readers.axolotl import optimizer
+from fitplan.readers.common import ONE_GPU, optimizer
 from fitplan.readers.reading import Keys, Reading, fraction, whole
 from fitplan.setup import Dtype, Method, MixedPrecision, Stack
 
@@ -18,8 +18,8 @@ _LEFT_OUT = {
     "enable_activation_offloading": "activations on the host, which makes the answer too high",
     "optimizer_in_bwd": "gradients that are used up one by one, which makes the answer too high",
     "compile": "compiled code may keep less",
-    "fsdp_cpu_offload": "several GPUs; the answer is for one that holds everything",
-    "tensor_parallel_dim": "several GPUs; the answer is for one that holds everything",
+    "fsdp_cpu_offload": ONE_GPU,
+    "tensor_parallel_dim": ONE_GPU,
 }
 _BUILDER = re.compile(r"(?:(q?lora)_)?([a-z]+)(\d*(?:_\d)?)_(\d+(?:_\d+)?[bm]|mini|medium)\w*")
 
