@@ -78,7 +78,13 @@ def check(
     for one, asked in question.by_method():
         try:
             job = asked.job()
-            plans.append(_plan(job, trace, fixed, progress))
+            try:
+                plans.append(_plan(job, trace, fixed, progress))
+            except MissingDependency:
+                if job.setup.eval_batch_size is None:
+                    raise
+                job = _without_evaluation(job)
+                plans.append(_plan(job, trace, fixed, progress))
             remarks = job.remarks
         except FitplanError as error:
             left_out[one] = error
@@ -93,6 +99,12 @@ def check(
         remarks=remarks,
         reading=question.reading,
     )
+
+
+def _without_evaluation(job: TrainingJob) -> TrainingJob:
+    """The job as far as it is known without a trace."""
+    remark = f"not in the answer: evaluation in batches of {job.setup.eval_batch_size}, which is traced where torch is"
+    return replace(job.with_setup(job.setup.with_(eval_batch_size=None)), remarks=(*job.remarks, remark))
 
 
 def estimate(

@@ -92,6 +92,8 @@ def _check_trainer(setup: TrainingSetup) -> None:
     """
     foreign = {
         "objective": setup.objective is not Objective.SFT,
+        "completion_len": setup.completion_len is not None,
+        "activation_offloading": setup.activation_offloading,
         "loss": setup.loss is not Loss.LOGITS,
         "adapter_dtype": setup.adapter_dtype is not None,
         "kbit_cast_back": setup.kbit_cast_back not in (None, KbitCastBack.NONE),
@@ -616,10 +618,12 @@ def _main(model: ModelConfig, plan: Plan, data: _Data) -> str:
         load.append(
             "model.config.pad_token_id = tokenizer.pad_token_id  # the classifier reads the last token before it"
         )
+    evaluated = setup.eval_batch_size
     trainer = [
         "model=model",
         "args=arguments",
         "train_dataset=rows",
+        *([f"# Better rows that are not trained on.\neval_dataset=rows[:{2 * evaluated}]"] if evaluated else []),
         f"{_collator_comment(setup)}data_collator={data.collator}",
         "processing_class=tokenizer",
     ]
@@ -652,6 +656,7 @@ def _training_arguments(plan: Plan) -> list[str]:
         "per_device_train_batch_size=BATCH_SIZE",
         "gradient_accumulation_steps=ACCUMULATION_STEPS",
         *_checkpointing(plan),
+        *_evaluation(setup),
         *([f"# Autocast around the forward pass.\n{setup.mixed_precision}=True"] if autocast else []),
         f'optim="{setup.optim}"',
         *(["# Of the package liger-kernel.\nuse_liger_kernel=True"] if setup.use_liger_kernel else []),
@@ -661,6 +666,11 @@ def _training_arguments(plan: Plan) -> list[str]:
         'report_to="none"',
         "# Without a GPU the script can be tried on a small model.\nuse_cpu=not torch.cuda.is_available()",
     ]
+
+
+def _evaluation(setup: TrainingSetup) -> list[str]:
+    rows = setup.eval_batch_size
+    return [] if rows is None else ['eval_strategy="steps"', f"per_device_eval_batch_size={rows}"]
 
 
 def _checkpointing(plan: Plan) -> list[str]:

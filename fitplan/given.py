@@ -72,7 +72,11 @@ class OtherSettings(TypedDict, total=False):
     use_liger_kernel: bool | None
     loss: Loss | str | None
     objective: Objective | str | None
+    completion_len: int | None
+    eval_batch_size: int | None
+    beta: float | None
     precompute_ref_log_probs: bool | None
+    activation_offloading: bool | None
     expandable_segments: bool | None
     padding: Padding | str | None
     num_labels: int | None

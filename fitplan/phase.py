@@ -13,3 +13,8 @@ class Phase(StrEnum):
     CLIP = "clip"
     OPTIMIZER = "optimizer"
     ZERO_GRAD = "zero_grad"
+    EVALUATION = "evaluation"
+
+
+STEP_ENDS = (Phase.ZERO_GRAD, Phase.EVALUATION)
+"""After which a forward pass begins the next optimizer step."""

@@ -133,12 +133,12 @@ class Objective(StrEnum):
     DPO = "dpo"
     ORPO = "orpo"
     KTO = "kto"
+    REWARD = "reward"
+    GRPO = "grpo"
 
 
-PAIRED = (Objective.DPO, Objective.ORPO)
+PAIRED = (Objective.DPO, Objective.ORPO, Objective.REWARD)
 """A row of the batch is a pair of texts, which go through the model together."""
-REFERRED = (Objective.DPO, Objective.KTO)
-"""The model is compared with what it was before: without its adapters, or with a copy of all weights."""
 
 
 class KbitCastBack(StrEnum):
@@ -616,8 +616,39 @@ class TrainingSetup:
         Objective.SFT,
         kind=Objective,
         group=Group.JOB,
-        help="supervised fine-tuning, or preferences: of pairs, which are two rows each (dpo, orpo), or of rows (kto)",
+        help="supervised fine-tuning; preferences: of pairs, which are two rows each (dpo, orpo), or of rows (kto); a "
+        "reward model, of pairs; or rewards of answers that the model writes itself (grpo: the step that learns)",
         words=lambda objective: "" if objective is Objective.SFT else objective.upper(),
+    )
+    completion_len: int | None = setting(
+        kind=int,
+        metavar="N",
+        span=(1, 2**24),
+        group=Group.JOB,
+        help="tokens at the end of a row that are scored: the answer, behind its prompt",
+        told_default="all",
+        theirs="max_completion_length",
+        words=lambda tokens: f"answers of {tokens}",
+    )
+    eval_batch_size: int | None = setting(
+        kind=int,
+        metavar="N",
+        span=(1, 2**20),
+        group=Group.JOB,
+        help="rows of a batch in evaluations, which come between the steps",
+        told_default="no evaluation",
+        theirs="per_device_eval_batch_size",
+        words=lambda rows: f"evaluated in batches of {rows}",
+    )
+    beta: float | None = setting(
+        usual=0.0,
+        kind=float,
+        metavar="B",
+        span=(0, 100),
+        group=Group.TRAINING,
+        help="of grpo: weight of the comparison with the reference model, which is there where this is above 0",
+        only=(Only("objective", (Objective.GRPO,), "{} has no such choice; choose objective grpo"),),
+        words=lambda beta: "with reference model" if beta else "",
     )
     precompute_ref_log_probs: bool = setting(
         False,
@@ -625,6 +656,14 @@ class TrainingSetup:
         group=Group.TRAINING,
         help="dpo and kto without a reference model in memory: its answers are computed before",
         words=lambda on: "reference computed before" if on else "",
+    )
+    activation_offloading: bool = setting(
+        False,
+        kind=bool,
+        group=Group.TRAINING,
+        help="what is kept for backward goes to the host, as TRL does it",
+        row=Row("offloading", "what is kept for backward goes to the host (TRL)", (False, True)),
+        words=lambda on: "activations on the host" if on else "",
     )
     expandable_segments: bool = setting(
         False,
@@ -659,9 +698,22 @@ class TrainingSetup:
                 self._put(name, SETTINGS[name].default)
         if self.use_dora and self.adapter in (None, Adapter.LORA):
             self._put("adapter", Adapter.DORA)
+        if self.objective is Objective.REWARD and self.task is None:
+            self._put("task", Task.SEQUENCE_CLASSIFICATION)
+            self._put("num_labels", self.num_labels or 1)
         _check_tokens(self)
         self._fill_defaults()
         _check_conflicts(self)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the model is compared with what it was before: without its adapters, or with a copy of all weights.
+
+        Sources: trl ``trainer/dpo_trainer.py``, ``kto_trainer.py`` and ``grpo_trainer.py`` (``ref_model``).
+        """
+        if self.objective is Objective.GRPO:
+            return bool(self.beta)
+        return self.objective in (Objective.DPO, Objective.KTO) and not self.precompute_ref_log_probs
 
     def _put(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -797,7 +849,19 @@ def _check_conflicts(setup: TrainingSetup) -> None:
             both = f"{one.name} {shown(value)} with {broken.other} {other}"
             raise SetupConflict(one.name, broken.other, f"{both}: {broken.why.format(other)}, or drop {one.name}")
     _check_adapter(setup)
-    if setup.objective is not Objective.SFT and setup.loss is not Loss.FUSED:
+    if setup.completion_len is not None and setup.completion_len > setup.seq_len:
+        raise SetupConflict(
+            "completion_len", "seq_len",
+            f"completion_len {setup.completion_len} with seq_len {setup.seq_len}: rows hold the prompt as well; choose "
+            "a longer seq_len",
+        )  # fmt: skip
+    if setup.objective is Objective.REWARD and setup.task is not Task.SEQUENCE_CLASSIFICATION:
+        raise SetupConflict(
+            "objective", "task",
+            f"objective reward with task {setup.task}: a reward model is a classifier; choose task "
+            "sequence-classification",
+        )  # fmt: skip
+    if setup.objective not in (Objective.SFT, Objective.REWARD) and setup.loss is not Loss.FUSED:
         raise SetupConflict(
             "objective", "loss",
             f"objective {setup.objective} with loss {setup.loss}: preferences are known with TRL's fused head only; "

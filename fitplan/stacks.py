@@ -19,6 +19,7 @@ from fitplan.setup import (
     KbitCastBack,
     Loss,
     Method,
+    Objective,
     Padding,
     Stack,
     Task,
@@ -166,7 +167,8 @@ def defaults_of(stack: Stack, chosen: Defaults, method: Method) -> dict[str, Any
             "leave it out, or set what that version does by hand"
         )
     found = {"stack_version": shown(version), **release.defaults(method)}
-    if SETTINGS["task"].read(chosen.get("task")) not in (None, Task.CAUSAL_LM):
+    classifies = SETTINGS["task"].read(chosen.get("task")) not in (None, Task.CAUSAL_LM)
+    if classifies or SETTINGS["objective"].read(chosen.get("objective")) is Objective.REWARD:
         found.pop("loss", None)
     return {name: value for name, value in found.items() if _suits(name, {**found, **chosen, "method": method})}
 

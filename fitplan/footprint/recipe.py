@@ -28,7 +28,8 @@ def recipe_of(setup: TrainingSetup) -> Recipe:
     """The rest of the setup, as JSON-ready values.
 
     Whether there is dropout matters, how much does not; fp4 and nf4 take the same bytes; several rows end to end are
-    packed, whatever they hold.
+    packed, whatever they hold. An evaluation of no more rows than a step trains holds nothing that the step does not
+    hold as well, and gradients beside it.
     """
     values = setup.to_dict()
     recipe = {one.name: values[one.name] for one in SETTINGS.values() if one.decides is Decides.RECIPE}
@@ -37,6 +38,8 @@ def recipe_of(setup: TrainingSetup) -> Recipe:
         recipe["quant"] = str(Quant.NF4)
     if setup.padding is Padding.FREE and setup.batch_size > 1:
         recipe["padding"] = str(Padding.PACKED)
+    if (setup.eval_batch_size or 0) <= setup.batch_size:
+        recipe["eval_batch_size"] = None
     if setup.lora_r and not shape_of(setup).lora_r:
         recipe["lora_r"] = setup.lora_r
     return recipe

@@ -1,6 +1,6 @@
 """Files of Axolotl, as its schemas of 0.19 read them (``utils/schemas/``, ``loaders/model.py``)."""
 
-from fitplan.readers.common import ONE_GPU, attention_named, optimizer
+from fitplan.readers.common import ONE_GPU, attention_named, evaluation, optimizer
 from fitplan.readers.reading import Keys, Reading, fraction, names, once, whole
 from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Padding, Quant, Stack
 
@@ -10,9 +10,7 @@ _LEFT_OUT = {
     "fsdp_config": ONE_GPU,
     "tensor_parallel_size": ONE_GPU,
     "context_parallel_size": ONE_GPU,
-    "activation_offloading": "activations on the host, which makes the answer too high",
     "rl": "another loss than that of supervised fine-tuning",
-    "val_set_size": "evaluation, with its own batch",
     "tokens": "rows that are added to the embedding",
     "unfrozen_parameters": "only these parameters are trained",
     "torch_compile": "compiled code may keep less",
@@ -41,16 +39,33 @@ def read(keys: Keys) -> Reading:
     _attention(keys)
     _checkpointing(keys)
     optimizer(keys, "optimizer", _OPTIMIZERS)
+    _evaluation(keys)
     keys.leave_out(_LEFT_OUT)
     model = keys.get("base_model")
     keys.know("base_model", "the model")
     return keys.read(str(model) if model is not None else None)
 
 
+def _evaluation(keys: Keys) -> None:
+    """Also before the first step (``eval_on_start``), in batches of ``eval_batch_size``, else as in training."""
+    share = fraction(keys.get("val_set_size", 0))
+    if (share or keys.get("test_datasets")) and str(keys.get("eval_strategy", "")) != "no":
+        evaluation(keys, "eval_batch_size", keys.settings.get("batch_size", 1))
+    for key in ("val_set_size", "eval_batch_size", "test_datasets", "eval_strategy"):
+        keys.know(key, keys.understood.get(key, f"eval_batch_size {keys.settings.get('eval_batch_size', 'open')}"))
+
+
 def _checkpointing(keys: Keys) -> None:
     value = str(keys.get("gradient_checkpointing", "")).lower()
     if value:
         keys.put("gradient_checkpointing", "gradient_checkpointing", value not in ("false", "no", "off", "0"))
+    if keys.is_on("activation_offloading"):
+        keys.put("activation_offloading", "activation_offloading", True)
+        if keys.settings["method"] is not Method.FULL:
+            keys.settings["gradient_checkpointing"] = False  # which it takes the place of (``loaders/model.py``)
+    elif keys.get("activation_offloading") not in (None, False):
+        keys.left_out.append("activation_offloading other than true: activations on the host")
+        keys.know("activation_offloading", "not in the answer")
     if value in ("offload", "offload_disk", "unsloth"):
         keys.left_out.append(f"gradient_checkpointing {value}: on the host, which makes the answer too high")
 

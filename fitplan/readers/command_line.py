@@ -9,7 +9,10 @@ from fitplan.errors import InputError
 from fitplan.readers.reading import Keys, Reading
 from fitplan.readers.recognise import read_training_file, reader_of
 
-_OBJECTIVES = {"dpo": {"beta": 0.1}, "kto": {"desirable_weight": 1.0}}
+_OBJECTIVES: dict[str, dict[str, Any]] = {
+    "dpo": {"beta": 0.1}, "kto": {"desirable_weight": 1.0}, "reward": {"center_rewards_coefficient": 0.0},
+    "grpo": {"num_generations": 8},
+}  # fmt: skip
 """What TRL's command says with its second word."""
 
 

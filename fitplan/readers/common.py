@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fitplan.readers.reading import Keys
+from fitplan.readers.reading import Keys, whole
 from fitplan.setup import SETTINGS, Attention, Optim
 
 ONE_GPU = "the answer is for one GPU that holds everything"
@@ -23,6 +23,14 @@ def attention_named(keys: Keys, key: str) -> None:
     else:
         keys.know(key, "sdpa")
         keys.left_out.append(f"{key} {named}: it is answered as sdpa")
+
+
+def evaluation(keys: Keys, key: str, rows: int) -> None:
+    """There is evaluation, in batches that a key names, or else of ``rows``."""
+    if keys.get(key) is not None:
+        keys.put(key, "eval_batch_size", whole(keys.get(key)))
+    else:
+        keys.settings["eval_batch_size"] = rows
 
 
 def optimizer(keys: Keys, key: str, spellings: Mapping[str, str] | None = None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fitplan.errors import InputError
-from fitplan.readers.common import ONE_GPU, attention_named, optimizer
+from fitplan.readers.common import ONE_GPU, attention_named, evaluation, optimizer
 from fitplan.readers.reading import Keys, Reading, fraction, names, whole
 from fitplan.setup import ALL_LINEAR, PEFT_DEFAULT, Dtype, Method, MixedPrecision, Objective, Padding, Quant, Stack
 
@@ -20,13 +20,14 @@ _LEFT_OUT = {
     "deepspeed": ONE_GPU,
     "fsdp": ONE_GPU,
     "parallelism_config": ONE_GPU,
-    "activation_offloading": "activations on the host, which makes the answer too high",
     "torch_compile": "compiled code may keep less",
     "neftune_noise_alpha": "noise on the embeddings",
     "optim_target_modules": "optimizer states of low rank",
     "auto_find_batch_size": "a batch that is made smaller where it does not fit",
     "label_smoothing_factor": "a loss from all logits",
 }
+PER_DEVICE = 8
+"""``per_device_train_batch_size`` and ``per_device_eval_batch_size`` where nobody says."""
 _TRAINING = {
     "per_device_train_batch_size": "batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
@@ -87,16 +88,21 @@ def read_objects(keys: Keys, *, is_trl: bool) -> None:
         _rows(keys)
         _other_losses(keys)
     keys.leave_out(_LEFT_OUT)
-    if str(keys.get("eval_strategy", "no")).rpartition(".")[2].lower() != "no":
-        keys.left_out.append("evaluation, with its own batch")
+    _evaluation(keys)
+
+
+def _evaluation(keys: Keys) -> None:
+    """``TrainingArguments.eval_strategy``: evaluation before the steps, or between them, takes the same."""
+    named = str(keys.get("eval_strategy", keys.get("evaluation_strategy", "no"))).rpartition(".")[2].lower()
+    if named != "no" or keys.is_on("do_eval"):
+        evaluation(keys, "per_device_eval_batch_size", PER_DEVICE)
+    for key in ("eval_strategy", "evaluation_strategy", "do_eval", "per_device_eval_batch_size"):
+        keys.know(key, keys.understood.get(key, f"eval_batch_size {keys.settings.get('eval_batch_size', 'open')}"))
 
 
 def _done(keys: Keys) -> Reading:
     keys.leave_out(_LEFT_OUT)
-    if str(keys.get("eval_strategy", keys.get("evaluation_strategy", "no"))) != "no" or keys.is_on("do_eval"):
-        keys.left_out.append("evaluation, with its own batch")
-        for key in ("eval_strategy", "evaluation_strategy", "do_eval", "per_device_eval_batch_size"):
-            keys.know(key, "not in the answer")
+    _evaluation(keys)
     keys.know("model_name_or_path", "the model")
     model = keys.get("model_name_or_path")
     return keys.read(str(model) if model is not None else None)
@@ -134,27 +140,46 @@ def _length(keys: Keys) -> None:
             f"max_seq_length {longest}: TRL has called it max_length since 0.20, and `trl sft` takes 1024 without a "
             "word where it reads the old name; the answer is for what the file means"
         )
-    prompt, completion = whole(keys.get("max_prompt_length")), whole(keys.get("max_completion_length"))
-    if "seq_len" not in keys.settings and isinstance(prompt, int) and isinstance(completion, int):
-        keys.put("max_completion_length", "seq_len", prompt + completion)
+
+
+GRPO_COMPLETION, GRPO_PROMPT = 512, 512
+"""``GRPOConfig.max_completion_length``, and ``max_prompt_length`` of the versions that had it."""
+
+
+def _grpo(keys: Keys) -> None:
+    """The batch counts answers, each behind its prompt; only answers are scored."""
+    keys.settings["objective"] = Objective.GRPO
+    prompt = whole(keys.get("max_prompt_length", GRPO_PROMPT))
+    completion = whole(keys.get("max_completion_length", GRPO_COMPLETION))
+    keys.settings["completion_len"] = completion
+    if "max_completion_length" in keys.values:
+        keys.put("max_completion_length", "completion_len", completion)
+    if isinstance(prompt, int) and isinstance(completion, int):
+        keys.settings["seq_len"] = prompt + completion
         keys.know("max_prompt_length", f"seq_len {prompt + completion}")
+    if keys.get("max_prompt_length") is None:
+        keys.traps.append(f"prompts are as long as the data has them: {prompt} tokens are taken; give seq_len")
+    if keys.get("beta") is not None:
+        keys.put("beta", "beta", fraction(keys.get("beta")))
+    keys.know("num_generations", "answers to one prompt, which are rows of the batch")
+    keys.left_out.append("the writing of the answers: its cache, beside the model and its optimizer")
 
 
 def _other_losses(keys: Keys) -> None:
     if keys.get("num_generations") is not None or keys.get("max_completion_length") is not None:
-        keys.left_out.append("GRPO: generation, its cache, and the rows of a group beside each other")
-        if fraction(keys.get("beta", 0)):
-            keys.left_out.append(f"beta {keys.get('beta')}: the reference model, another copy of the weights")
+        _grpo(keys)
         if keys.is_on("use_vllm"):
             share = keys.get("vllm_gpu_memory_utilization", 0.3)
             keys.left_out.append(f"use_vllm: vLLM takes {share} of the GPU for itself where it shares it")
-        for key in ("num_generations", "beta", "use_vllm", "vllm_gpu_memory_utilization"):
+        for key in ("use_vllm", "vllm_gpu_memory_utilization"):
             keys.know(key, "not in the answer")
+    elif keys.get("center_rewards_coefficient") is not None:
+        keys.settings["objective"] = Objective.REWARD
     elif keys.get("desirable_weight") is not None or keys.get("undesirable_weight") is not None:
         keys.settings["objective"] = Objective.KTO
     elif keys.get("beta") is not None or keys.get("loss_type") in ("sigmoid", "ipo", "hinge", "apo_zero"):
         keys.settings["objective"] = Objective.DPO
-    for key in ("beta", "desirable_weight", "undesirable_weight"):
+    for key in ("beta", "desirable_weight", "undesirable_weight", "center_rewards_coefficient"):
         keys.know(key, keys.understood.get(key, f"objective {keys.settings.get('objective', 'sft')}"))
     if keys.is_on("precompute_ref_log_probs"):
         keys.put("precompute_ref_log_probs", "precompute_ref_log_probs", True)
@@ -174,6 +199,8 @@ def _arguments(keys: Keys) -> None:
         keys.settings["gradient_checkpointing"] = False
     attention_named(keys, "attn_implementation")
     optimizer(keys, "optim")
+    if keys.is_on("activation_offloading"):
+        keys.put("activation_offloading", "activation_offloading", True)
     if keys.is_on("use_liger_kernel") or keys.is_on("use_liger"):
         keys.put("use_liger_kernel" if keys.is_on("use_liger_kernel") else "use_liger", "use_liger_kernel", True)
     for key in ("dtype", "torch_dtype"):

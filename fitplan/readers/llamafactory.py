@@ -1,14 +1,14 @@
 """Files of LLaMA-Factory, as its arguments of 0.9.5 read them (``hparams/``)."""
 
 from fitplan.errors import InputError
-from fitplan.readers.common import ONE_GPU, optimizer
+from fitplan.readers.common import ONE_GPU, evaluation, optimizer
+from fitplan.readers.huggingface import PER_DEVICE
 from fitplan.readers.reading import Keys, Reading, fraction, names, whole
 from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Padding, Quant, Stack
 
 _LEFT_OUT = {
     "deepspeed": ONE_GPU,
     "fsdp": ONE_GPU,
-    "val_size": "evaluation, with its own batch",
     "use_unsloth": "Unsloth's kernels, which makes the answer too high",
     "use_unsloth_gc": "checkpoints on the host, which makes the answer too high",
     "use_galore": "its own optimizer states",
@@ -58,10 +58,19 @@ def read(keys: Keys) -> Reading:
     if keys.is_on("packing") or keys.is_on("neat_packing"):
         keys.put("packing", "padding", Padding.PACKED if keys.is_on("neat_packing") else Padding.NONE)
     optimizer(keys, "optim")
+    _evaluation(keys)
     keys.leave_out(_LEFT_OUT)
     keys.know("model_name_or_path", "the model")
     model = keys.get("model_name_or_path")
     return keys.read(str(model) if model is not None else None)
+
+
+def _evaluation(keys: Keys) -> None:
+    named = str(keys.get("eval_strategy", "no")).lower()
+    if (fraction(keys.get("val_size", 0)) or keys.get("eval_dataset")) and (named != "no" or keys.is_on("do_eval")):
+        evaluation(keys, "per_device_eval_batch_size", PER_DEVICE)
+    for key in ("val_size", "eval_dataset", "eval_strategy", "do_eval", "per_device_eval_batch_size"):
+        keys.know(key, keys.understood.get(key, f"eval_batch_size {keys.settings.get('eval_batch_size', 'open')}"))
 
 
 def _method(keys: Keys) -> Method:

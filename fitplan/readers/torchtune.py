@@ -15,7 +15,6 @@ _OPTIMIZERS = {
     "torch.optim.SGD": "sgd",
 }  # fmt: skip
 _LEFT_OUT = {
-    "enable_activation_offloading": "activations on the host, which makes the answer too high",
     "optimizer_in_bwd": "gradients that are used up one by one, which makes the answer too high",
     "compile": "compiled code may keep less",
     "fsdp_cpu_offload": ONE_GPU,
@@ -42,6 +41,8 @@ def read(keys: Keys) -> Reading:
     keys.take({"batch_size": "batch_size", "gradient_accumulation_steps": "gradient_accumulation_steps"}, whole)
     keys.settings["gradient_checkpointing"] = keys.is_on("enable_activation_checkpointing")
     keys.know("enable_activation_checkpointing", f"gradient_checkpointing {keys.settings['gradient_checkpointing']}")
+    if keys.is_on("enable_activation_offloading"):
+        keys.put("enable_activation_offloading", "activation_offloading", True)
     half = str(keys.get("dtype", "bf16")) in ("bf16", "bfloat16")
     keys.settings |= {
         "dtype": Dtype.BFLOAT16 if half else Dtype.FLOAT32,

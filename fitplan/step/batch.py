@@ -11,10 +11,11 @@ IGNORED_LABEL = -100
 def make_batch(config: PretrainedConfig, task: Task, setup: TrainingSetup, device: str) -> dict[str, torch.Tensor]:
     """One micro-batch on ``device``, int64 throughout.
 
-    ``input_ids`` and ``attention_mask`` are [batch, seq_len]; ``labels`` likewise, with padding ignored, or [batch]
-    for a classifier. With ``padding`` longest the first row is full and the others are one token shorter than the row
-    before (at least one token stays); with max_length the first row is one short as well. With free and packed all is
-    one row, [1, batch * seq_len]; ``position_ids`` begin anew with each text, and there is no mask.
+    ``input_ids`` and ``attention_mask`` are [batch, seq_len]; ``labels`` likewise, with padding and all but the last
+    ``completion_len`` of a row ignored, or [batch] for a classifier. With ``padding`` longest the first row is full and
+    the others are one token shorter than the row before (at least one token stays); with max_length the first row is
+    one short as well. With free and packed all is one row, [1, batch * seq_len]; ``position_ids`` begin anew with each
+    text, and there is no mask.
     """
     batch, length = setup.batch_size * (2 if setup.objective in PAIRED else 1), setup.seq_len
     mask = torch.ones(batch, length, dtype=torch.int64)
@@ -30,6 +31,8 @@ def make_batch(config: PretrainedConfig, task: Task, setup: TrainingSetup, devic
         labels = torch.arange(batch, dtype=torch.int64) % config.num_labels
     else:
         labels = torch.where(mask.bool(), ids, torch.full_like(ids, IGNORED_LABEL))
+        if setup.completion_len is not None:
+            labels[:, : length - setup.completion_len] = IGNORED_LABEL
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     if setup.padding in END_TO_END:
         inputs = _end_to_end(ids, labels, setup)

@@ -14,7 +14,7 @@ from fitplan.errors import InputError, MissingDependency, ModelNotSupported
 from fitplan.faults import interface_of, one_line
 from fitplan.phase import Phase
 from fitplan.settings import shown
-from fitplan.setup import REFERRED, Adapter, Dtype, KbitCastBack, Loss, Method, Quant, Task, TrainingSetup
+from fitplan.setup import Adapter, Dtype, KbitCastBack, Loss, Method, Quant, Task, TrainingSetup
 from fitplan.step.adapters import KINDS, peft_arguments
 from fitplan.step.architecture import TORCH_DTYPES, build_architecture, task_of
 from fitplan.step.audit import QUANTISED
@@ -74,7 +74,7 @@ def load_reference(
 
     Adapters need none: without them the model is what it was (trl ``trainer/dpo_trainer.py``, ``ref_model``).
     """
-    if setup.method is not Method.FULL or setup.objective not in REFERRED or setup.precompute_ref_log_probs:
+    if setup.method is not Method.FULL or not setup.has_reference:
         return None
     reference = build_skeleton(config, setup, place)
     observe(Phase.LOAD)

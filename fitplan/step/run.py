@@ -12,11 +12,12 @@ from torch.nn import functional
 from transformers import PretrainedConfig, Trainer
 
 from fitplan.phase import Phase
-from fitplan.setup import REFERRED, Loss, MixedPrecision, Objective, TrainingSetup
+from fitplan.setup import Loss, MixedPrecision, Objective, TrainingSetup
 from fitplan.step.architecture import task_of
 from fitplan.step.batch import IGNORED_LABEL, make_batch
 from fitplan.step.job import Observer, Place
 from fitplan.step.losses import metrics
+from fitplan.step.offload import offloading
 from fitplan.step.optimizer import make_optimizer
 
 MAX_GRAD_NORM = 1.0
@@ -62,18 +63,49 @@ def train(
         shown = accumulation if micro_batches is None else micro_batches if step else 1
         for inputs in batches[:shown]:
             observe(Phase.FORWARD)
-            if setup.objective is Objective.SFT:
-                loss = _compute_loss(model, inputs, extra, setup)
-            else:
-                loss = _compute_preference(model, reference, inputs, setup)
-            if not takes_count:
-                loss = loss / accumulation
-            observe(Phase.BACKWARD)
-            (loss if scale is None else loss * scale).backward()
+            with offloading(model, setup, place):
+                loss = _compute_loss(model, reference, inputs, extra, setup)
+                if not takes_count:
+                    loss = loss / accumulation
+                observe(Phase.BACKWARD)
+                (loss if scale is None else loss * scale).backward()
             total_loss += loss.detach()
             del loss
         _update(model, optimizer, scale, observe)
         del batches, inputs, extra
+    if setup.eval_batch_size is not None:
+        _evaluate(model, reference, config, setup, place, observe)
+
+
+EVALUATED = 2
+"""Batches of an evaluation: the first is alive while the second is made."""
+
+
+def _evaluate(
+    model: nn.Module,
+    reference: nn.Module | None,
+    config: PretrainedConfig,
+    setup: TrainingSetup,
+    place: Place,
+    observe: Observer,
+) -> None:
+    """``Trainer.evaluation_loop`` as it is without metrics of one's own: of each batch the loss is kept.
+
+    Nothing is recomputed and nothing kept for a backward pass, but the logits of a batch are there at once.
+    """
+    assert setup.eval_batch_size is not None
+    task, of_rows = task_of(config, setup), setup.with_(batch_size=setup.eval_batch_size, gradient_accumulation_steps=1)
+    observe(Phase.EVALUATION)
+    model.eval()
+    losses = []
+    with torch.no_grad():
+        for number in range(EVALUATED):
+            observe(Phase.EVALUATION, f"batch {number} of the evaluation")
+            inputs = make_batch(config, task, of_rows, place.device)
+            observe(Phase.EVALUATION)
+            loss = _compute_loss(model, reference, inputs, {}, of_rows).detach().mean()
+            losses.append(loss.repeat(setup.eval_batch_size))
+    model.train()
 
 
 def update(model: nn.Module, setup: TrainingSetup, place: Place, observe: Observer, *, steps: int = 2) -> None:
@@ -103,9 +135,17 @@ def _update(model: nn.Module, optimizer: Any, scale: torch.Tensor | None, observ
 
 
 def _compute_loss(
-    model: nn.Module, inputs: dict[str, torch.Tensor], extra: dict[str, Any], setup: TrainingSetup
+    model: Any,
+    reference: nn.Module | None,
+    inputs: dict[str, torch.Tensor],
+    extra: dict[str, Any],
+    setup: TrainingSetup,
 ) -> torch.Tensor:
     """``Trainer.compute_loss``: the outputs, logits among them, are dropped before backward starts."""
+    if setup.objective is Objective.REWARD:
+        return _compute_reward(model, inputs)
+    if setup.objective is not Objective.SFT:
+        return _compute_preference(model, reference, inputs, setup)
     outputs = model(**inputs, **extra)
     if setup.loss is Loss.METRICS and not setup.use_liger_kernel:
         metrics(outputs["logits"], inputs)
@@ -120,15 +160,25 @@ BETA = 0.1
 def _compute_preference(
     model: Any, reference: nn.Module | None, inputs: dict[str, torch.Tensor], setup: TrainingSetup
 ) -> torch.Tensor:
-    """``DPOTrainer.compute_loss``: the model's answer, then that of the reference, of which nothing is kept."""
+    """``DPOTrainer.compute_loss``: the model's answer, then that of the reference, of which nothing is kept.
+
+    ``GRPOTrainer`` asks its reference before, when the answers are written; no peak is there.
+    """
     answer: torch.Tensor = model(**inputs)["loss"]
-    if setup.objective in REFERRED and not setup.precompute_ref_log_probs:
+    if setup.has_reference:
         with torch.no_grad(), ExitStack() as stack:
             if reference is None and hasattr(model, "disable_adapter"):
                 stack.enter_context(model.disable_adapter())
             before = (model if reference is None else reference)(**inputs)["loss"]
         answer = answer - before
     return -functional.logsigmoid(BETA * -answer)
+
+
+def _compute_reward(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """``RewardTrainer.compute_loss``: the first half of the rows should be worth more than the second."""
+    outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+    chosen, rejected = torch.chunk(outputs["logits"].squeeze(-1), chunks=2)
+    return -functional.logsigmoid(chosen - rejected).mean()
 
 
 def _wrap_forward(model: nn.Module, setup: TrainingSetup, place: Place) -> None:

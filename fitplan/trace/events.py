@@ -74,6 +74,7 @@ _PHASE_NAMES = {
     Phase.CLIP: "gradient clipping",
     Phase.OPTIMIZER: "optimizer step",
     Phase.ZERO_GRAD: "between steps",
+    Phase.EVALUATION: "evaluation",
 }
 
 

@@ -33,13 +33,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fitplan.guard import Guard
-from fitplan.phase import Phase
+from fitplan.phase import STEP_ENDS, Phase
 from fitplan.step.adapters import is_adapter
 from fitplan.trace.accumulation import Accumulation
 from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, layer_of_path
 
 _PEFT_PREFIX = "base_model.model."
 
+_WITH_LOSS = (Phase.FORWARD, Phase.EVALUATION)
 _PRODUCTS = {
     getattr(torch.ops.aten, name).default for name in ("mm", "bmm", "addmm", "baddbmm", "linear", "mv", "addmv", "dot")
 }
@@ -88,7 +89,7 @@ class Recorder(TorchDispatchMode):
         before = self._moment
         if phase is not before.phase:
             self._leave_phase(before.phase)
-        step = before.step + (phase is Phase.FORWARD and before.phase is Phase.ZERO_GRAD)
+        step = before.step + (phase is Phase.FORWARD and before.phase in STEP_ENDS)
         if phase is Phase.FORWARD and before.phase is not Phase.FORWARD:
             self._micro_batch = self._micro_batch + 1 if before.phase is Phase.BACKWARD else 0
         once = phase not in (Phase.FORWARD, Phase.BACKWARD)
@@ -292,7 +293,7 @@ class Recorder(TorchDispatchMode):
             source = self._allocation_of(args[0]) if args else None
             if source is not None:
                 owner, layer = source.owner, source.layer
-        in_loss = owner == "loss" or (self._moment.part == "loss" and self._moment.phase is Phase.FORWARD)
+        in_loss = owner == "loss" or (self._moment.part == "loss" and self._moment.phase in _WITH_LOSS)
         loss = in_loss or (self._moment.part == "loss" and owner == self._paths.get(self._head, "loss"))
         category = Category.LOGITS_AND_LOSS if loss else Category.TEMPORARIES
         return Allocation(size, category, owner, str(func), layer, self._parts(args))

@@ -6,8 +6,10 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig
 
 from fitplan.audit import ParameterGroup
@@ -124,6 +126,8 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
                 stack.enter_context(liger_on_meta(gpu, recorder.enter_loss))
         stack.enter_context(recorder)
         stack.enter_context(meta_device(gpu))
+        if gpu is not None and setup.activation_offloading:
+            stack.enter_context(_told_of_emptied_cache(recorder))
         observe = _with_workspaces(recorder, gpu, recorder.reserve if only_optimizer else recorder.reserve_with_product)
         if gpu is not None and (parts := warmed_up(skeleton, setup)):
             recorder.pass_by(parts, "caching_allocator_warmup")
@@ -196,6 +200,18 @@ def _emptied_cache(recorder: Recorder) -> Iterator[None]:
         if "auto_clear_cache" in inspect.signature(prepare).parameters:
             guard.exchange_here(peft, "prepare_model_for_kbit_training", prepare_and_say)
         yield
+
+
+@contextmanager
+def _told_of_emptied_cache(recorder: Recorder) -> Iterator[None]:
+    """Inside, the step's own ``torch.cuda.empty_cache`` is in the trace."""
+    with Guard() as guard:
+        guard.exchange_here(torch.cuda, "empty_cache", partial(_empty_cache, recorder))
+        yield
+
+
+def _empty_cache(recorder: Recorder) -> None:
+    recorder.reserve(Allocation(0, Category.TEMPORARIES, "the program", EMPTY_CACHE))
 
 
 def _with_workspaces(recorder: Recorder, gpu: Gpu | None, reserve: Callable[[Allocation], None]) -> Observer:

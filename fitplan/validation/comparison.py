@@ -234,7 +234,7 @@ def comparable(
 
 
 _COMPARED = (Phase.FORWARD, Phase.BACKWARD, Phase.CLIP, Phase.OPTIMIZER)
-_IN_ORDER = (Phase.LOAD, Phase.PREPARE, *_COMPARED, Phase.ZERO_GRAD)
+_IN_ORDER = (Phase.LOAD, Phase.PREPARE, *_COMPARED, Phase.ZERO_GRAD, Phase.EVALUATION)
 
 
 def _place(phase: str) -> int:

@@ -14,7 +14,7 @@ from fitplan.step.architecture import load_config, task_of
 from fitplan.step.batch import make_batch
 from fitplan.step.job import Observer, Place
 from fitplan.step.model import build_skeleton, load_model, load_reference
-from fitplan.step.run import train
+from fitplan.step.run import EVALUATED, train
 from fitplan.validation.job import Job, Runner
 from fitplan.validation.meter import Meter
 
@@ -56,6 +56,13 @@ def with_trainer(job: Job, model: nn.Module, config: PretrainedConfig, place: Pl
         def on_optimizer_step(self, *_: Any, **__: Any) -> None:
             observe(Phase.ZERO_GRAD)
 
+        def on_step_end(self, _arguments: Any, _state: Any, control: Any, **__: Any) -> None:
+            if control.should_evaluate:
+                observe(Phase.EVALUATION)
+
+    def batch(rows: list[int]) -> dict[str, torch.Tensor]:
+        return make_batch(config, task_of(config, setup), setup.with_(batch_size=len(rows)), "cpu")
+
     rows = setup.batch_size * setup.gradient_accumulation_steps * job.steps
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -69,6 +76,9 @@ def with_trainer(job: Job, model: nn.Module, config: PretrainedConfig, place: Pl
             per_device_train_batch_size=setup.batch_size,
             gradient_accumulation_steps=setup.gradient_accumulation_steps,
             gradient_checkpointing=setup.gradient_checkpointing,
+            per_device_eval_batch_size=setup.eval_batch_size or 1,
+            eval_strategy="no" if setup.eval_batch_size is None else "steps",
+            eval_steps=job.steps,
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
@@ -80,7 +90,8 @@ def with_trainer(job: Job, model: nn.Module, config: PretrainedConfig, place: Pl
             model=model,
             args=arguments,
             train_dataset=list(range(rows)),  # the collator makes the batch
-            data_collator=lambda _: make_batch(config, task_of(config, setup), setup, "cpu"),
+            eval_dataset=list(range(EVALUATED * (setup.eval_batch_size or 1))),
+            data_collator=batch,
             callbacks=[Marks()],
         ).train()
 

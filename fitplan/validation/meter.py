@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from fitplan.phase import Phase
+from fitplan.phase import STEP_ENDS, Phase
 from fitplan.trace.recorder import Recorder
 from fitplan.validation.job import PhaseMemory
 from fitplan.validation.process_memory import ProcessMemory
@@ -52,7 +52,7 @@ class _Phases:
         """Whether ``phase`` is another; a step begins with the forward after gradients were dropped."""
         if phase is self.phase:
             return False
-        self.step += phase is Phase.FORWARD and self.phase is Phase.ZERO_GRAD
+        self.step += phase is Phase.FORWARD and self.phase in STEP_ENDS
         self.phase = phase
         return True
 
