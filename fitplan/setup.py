@@ -662,7 +662,6 @@ class TrainingSetup:
         kind=bool,
         group=Group.TRAINING,
         help="what is kept for backward goes to the host, as TRL does it",
-        row=Row("offloading", "what is kept for backward goes to the host (TRL)", (False, True)),
         words=lambda on: "activations on the host" if on else "",
     )
     expandable_segments: bool = setting(

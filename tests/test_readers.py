@@ -63,7 +63,7 @@ def test_every_key_is_told(entry: dict[str, Any]) -> None:
     assert json.loads(json.dumps(document)) == document
     assert not set(reading.understood) & set(reading.ignored)
     told = f"{document['left_out']} {document['traps']}"
-    for key in ("deepspeed", "val_set_size", "val_size", "use_vllm", "tokens"):
+    for key in ("deepspeed", "use_vllm", "tokens"):
         if key in reading.understood:
             assert key in told
 
@@ -191,6 +191,49 @@ def test_arguments_of_a_trainer_have_its_defaults(tmp_path: Path) -> None:
     assert (setup.batch_size, setup.gradient_checkpointing, setup.mixed_precision) == (3, False, "no")
 
 
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("eval_strategy: steps", {"eval_batch_size": 8}),
+        ("eval_strategy: steps\nper_device_eval_batch_size: 2", {"eval_batch_size": 2}),
+        ("eval_strategy: 'no'\nper_device_eval_batch_size: 2", {"eval_batch_size": None}),
+        ("activation_offloading: true", {"activation_offloading": True}),
+        ("center_rewards_coefficient: 0.01", {"objective": "reward", "num_labels": 1, "loss": "logits"}),
+        (
+            "num_generations: 8\nmax_prompt_length: 300\nmax_completion_length: 200\nbeta: 0.04",
+            {"objective": "grpo", "seq_len": 500, "completion_len": 200, "beta": 0.04},
+        ),
+        ("num_generations: 8", {"objective": "grpo", "seq_len": 1024, "completion_len": 512, "beta": 0.0}),
+    ],
+)
+def test_trl_evaluates_rewards_and_writes_answers(more: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    setup = Question(_write(tmp_path, TRL + more)).job().setup.to_dict()
+    assert {name: setup[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        (AXOLOTL + "val_set_size: 0.05", 2),
+        (AXOLOTL + "val_set_size: 0.05\neval_batch_size: 4", 4),
+        (AXOLOTL + "val_set_size: 0", None),
+        (FACTORY + "val_size: 0.1\neval_strategy: steps", 8),
+        (FACTORY + "val_size: 0.1\neval_strategy: steps\nper_device_eval_batch_size: 1", 1),
+        (FACTORY + "val_size: 0.1", None),
+    ],
+)
+def test_evaluation_has_its_own_batch(text: str, rows: int | None, tmp_path: Path) -> None:
+    assert Question(_write(tmp_path, text)).job().setup.eval_batch_size == rows
+
+
+def test_axolotl_offloads_activations_in_place_of_checkpointing(tmp_path: Path) -> None:
+    text = AXOLOTL + "gradient_checkpointing: true\nactivation_offloading: true\n"
+    full = Question(_write(tmp_path, text)).job().setup
+    assert (full.gradient_checkpointing, full.activation_offloading) == (True, True)
+    lora = Question(_write(tmp_path, text + "adapter: lora\nlora_r: 8\n")).job().setup
+    assert (lora.gradient_checkpointing, lora.activation_offloading) == (False, True)
+
+
 def test_what_is_chosen_beside_a_file_wins(tmp_path: Path) -> None:
     file = _write(tmp_path, AXOLOTL + "adapter: qlora\nload_in_4bit: true\nlora_r: 8")
     (plan,) = fitplan.check(file, gpu="4090", batch_size=1, stack="trainer").plans
@@ -208,7 +251,7 @@ def test_the_answer_says_what_was_read(tmp_path: Path, capsys: pytest.CaptureFix
     assert document["ignored"] == ["output_dir", "report_to"]
     assert "dtype bfloat16" in document["understood"]["torch_dtype"]
     assert "is read as a file of TRL" in said.err
-    assert "not in the answer: evaluation" in said.err
+    assert document["understood"]["eval_strategy"] == "eval_batch_size 8"
     assert main(["check", "llama-3.2-1b", "--gpu", "h100", "--json", "--method", "lora"]) == 0
     assert json.loads(capsys.readouterr().out)["file"] is None
 

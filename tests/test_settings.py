@@ -42,6 +42,7 @@ def base_for(one: Setting) -> dict[str, Any]:
 NEEDED: dict[str, dict[str, Any]] = {
     "init_lora_weights": {"method": "lora"},
     "objective": {"loss": "fused"},
+    "beta": {"objective": "grpo", "loss": "fused"},
     "layers_to_transform": {"target_modules": ("k_proj",)},
 }
 """What some settings want besides."""
@@ -92,6 +93,9 @@ OF_OTHER_STACKS = (
     "loss",
     "objective",
     "precompute_ref_log_probs",
+    "completion_len",
+    "beta",
+    "activation_offloading",
 )
 """What a script for ``transformers.Trainer`` does not have."""
 
@@ -114,9 +118,17 @@ def test_each_setting_stands_in_the_script(one: Setting) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"loss": "fused"}, {"adapter_dtype": "bfloat16"}, {"kbit_cast_back": "all"}, {"padding": "packed"}]
+    "settings",
+    [
+        {"loss": "fused"},
+        {"adapter_dtype": "bfloat16"},
+        {"kbit_cast_back": "all"},
+        {"padding": "packed"},
+        {"completion_len": 100},
+        {"activation_offloading": True},
+    ],
 )
-def test_what_another_stack_does_is_no_script_for_a_trainer(settings: dict[str, str]) -> None:
+def test_what_another_stack_does_is_no_script_for_a_trainer(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"has no .*; emit json instead, or choose stack trainer"):
         _script(TrainingSetup(method="qlora", **settings))
 

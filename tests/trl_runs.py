@@ -12,6 +12,8 @@ from typing import Any
 _8B = {"model": "llama-3.1-8b", "method": "qlora", "batch_size": 1, "seq_len": 2048}
 _1B = {"model": "llama-3.2-1b", "method": "full", "batch_size": 1, "seq_len": 2048}
 _DPO = {"objective": "dpo", "seq_len": 1024}
+_GRPO = {"objective": "grpo", "batch_size": 4, "seq_len": 384, "completion_len": 128}
+"""Four answers of 128 tokens to a prompt of 256."""
 _REWARD = {"task": "sequence-classification", "num_labels": 1, "batch_size": 4, "seq_len": 1024}
 """Two pairs."""
 
@@ -54,6 +56,27 @@ REHEARSED: list[Run] = [
     ("lora 1 x 2048", 16.603, 16.990, _8B | {"method": "lora"}),
     ("lora 1 x 4096", 17.761, 18.373, _8B | {"method": "lora", "seq_len": 4096}),
     ("lora in float32", 32.468, 32.785, _8B | {"method": "lora", "dtype": "float32"}),
+    ("offloaded 1 x 2048", 6.221, 6.518, _8B | {"activation_offloading": True}),
+    ("offloaded 1 x 4096", 6.684, 6.996, _8B | {"activation_offloading": True, "seq_len": 4096}),
+    (
+        "offloaded, lora, no checkpointing",
+        3.185,
+        3.500,
+        {
+            "model": "llama-3.2-1b",
+            "method": "lora",
+            "batch_size": 1,
+            "seq_len": 2048,
+            "activation_offloading": True,
+            "gradient_checkpointing": False,
+        },
+    ),
+    ("evaluated in batches of 8", 2.288, 2.820, _8B | {"model": "llama-3.2-1b", "eval_batch_size": 8}),
+    ("half of each row scored", 6.599, 6.898, _8B | {"completion_len": 1024}),
+    ("reward, qlora", 6.543, 6.936, _8B | {"objective": "reward", "batch_size": 2, "seq_len": 1024}),
+    ("reward, lora", 16.781, 17.373, _8B | {"method": "lora", "objective": "reward", "batch_size": 2, "seq_len": 1024}),
+    ("grpo, lora", 16.315, 16.613, _8B | _GRPO | {"method": "lora"}),
+    ("grpo, qlora", 6.371, 6.744, _8B | _GRPO),
     ("0.24, lora", 18.910, 19.908, _8B | {"method": "lora", "stack_version": "0.24"}),
     ("0.24, qlora", 9.753, 11.168, _8B | {"stack_version": "0.24"}),
 ]
