@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora-no-autocast-dropout": {"method": "lora", "mixed_precision": "no", "lora_dropout": 0.1},
     "qlora": {"method": "qlora"},
     "qlora-plain": {"method": "qlora", "kbit_prepare": False, "double_quant": False, "gradient_checkpointing": False},
+    "lora-evaluated": {"method": "lora", "eval_batch_size": 3},
     "qlora-accumulated": {"method": "qlora", "quant": "fp4", "gradient_accumulation_steps": 2},
 }
 EVERY_METHOD_FOR = ("llama", "gpt2", "t5", "mixtral")
@@ -74,12 +75,14 @@ def _training_events(trace: Trace) -> list[tuple[bool, int, Phase, int]]:
         number = event if event >= 0 else ~event
         allocation = trace.allocations[number]
         loading = moment.phase in (Phase.LOAD, Phase.PREPARE)
-        batch = moment.phase is Phase.FORWARD and (not allocation.owner or "batch" in allocation.owner)
+        batch = moment.phase in (Phase.FORWARD, Phase.EVALUATION) and (
+            not allocation.owner or "batch" in allocation.owner
+        )
         if event >= 0 and (loading or batch or allocation.size <= 16):
             left_out.add(number)
         if number in left_out or loading:
             continue
-        statistics = "native_layer_norm." in allocation.op and allocation.size <= 128
+        statistics = "native_layer_norm." in allocation.op and allocation.size <= 192
         item = (event >= 0, 0 if statistics else allocation.size, moment.phase, moment.step)
         if event < 0:
             releases.append(item)
