@@ -172,7 +172,7 @@ def test_longer_sequences_larger_batches_and_higher_ranks_never_need_less() -> N
 
 
 def test_every_phase_is_named() -> None:
-    trace = _traced("llama", Gpu(), method="qlora", kbit_prepare=True)
+    trace = _traced("llama", Gpu(), method="qlora", kbit_prepare=True, eval_batch_size=8)
     assert {moment.phase for moment in trace.moments} == set(Phase)
     estimate = estimate_trace(trace)
     assert any(moment.name.startswith("recompute of layer") for moment in estimate.moments)
