@@ -3,11 +3,11 @@
     python benchmarks/gpu_matrix.py --minutes 9 --out profiles/measured
     python benchmarks/gpu_matrix.py --minutes 90 --out build/rehearsed-a100 --rehearse a100    without a GPU
 
-First the GPU is measured as by ``fitplan calibrate``, while the CPU predicts. A prediction is written before its job
-runs. Each job runs in a process of its own, the cheapest of each kind first, and while it runs the next process imports
-what it needs. A record is written as soon as a job is done; a job that fails is noted in failures.json, and the rest
-goes on. Jobs whose record exists, jobs that failed before and jobs that are predicted not to fit are skipped. It ends
-in time, whatever a job does; run it again to go on.
+First the GPU is measured as by ``fitplan calibrate``, while the CPU predicts; the context that was found is that of
+every prediction. A prediction is written before its job runs. Each job runs in a process of its own, the cheapest of
+each kind first, and while it runs the next process imports what it needs. A record is written as soon as a job is done;
+a job that fails is noted in failures.json, and the rest goes on. Jobs whose record exists, jobs that failed before and
+jobs that are predicted not to fit are skipped. It ends in time, whatever a job does; run it again to go on.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,14 @@ def in_rounds(cases: Iterable[Case]) -> list[Case]:
 
 
 class Forecasts:
-    """Predictions, made side by side while jobs run; each is written to a file before it is handed out."""
+    """Predictions, made side by side while jobs run; each is written to a file before it is handed out.
+
+    Attributes:
+        context_bytes: of the CUDA context, where it was measured meanwhile.
+
+    """
+
+    context_bytes: int | None = None
 
     def __init__(self, cases: Sequence[Case], target: Target, workers: int, path: Path) -> None:
         self._target, self._path = target, path
@@ -221,6 +228,8 @@ class Forecasts:
             return "it was not predicted in time"
         except BrokenProcessPool:  # a worker was killed
             said = _predict(case, self._target)
+        if self.context_bytes is not None and not isinstance(said, str):
+            said = replace(said, context_bytes=self.context_bytes)
         self._written[case.name] = self._stamp | {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | _told(said)
         _write(self._path, self._written)
         return said
@@ -276,23 +285,30 @@ def record_of(case: Case, folder: Path) -> Path:
     return folder / f"{case.model}--{case.setup().method}--{case.name}.json"
 
 
-def measure_first(target: Target, folder: Path, seconds: float) -> None:
-    """Measure the GPU itself, once: its context, and what its kernels take beside what is assumed of them."""
+def measure_first(target: Target, folder: Path, seconds: float) -> int | None:
+    """Measure the GPU itself, once: its context, and what its kernels take beside what is assumed of them.
+
+    Bytes of the context; ``None`` where it is not known.
+    """
     path = folder / "calibration.json"
-    if target.gpu is None or target.rehearsed or path.exists():
-        return
+    if target.gpu is None or target.rehearsed:
+        return None
+    if path.exists():
+        known: int | None = _read(path)["context_bytes"]
+        return known
     try:
         found = measure_gpu(target, seconds)
     except Exception as error:
         print(f"the GPU cannot be measured: {error}\n{getattr(error, 'details', '')}", flush=True)
-        return
+        return None
     _write(path, found.to_dict())
     from rich.console import Console
 
     from fitplan.report.validation import print_calibration
 
-    print_calibration(found, Console(width=100))
+    print_calibration(found, Console(width=100), kept=False)
     print(flush=True)
+    return found.context_bytes
 
 
 def run_all(cases: Sequence[Case], forecasts: Forecasts, target: Target, folder: Path, deadline: float) -> None:
@@ -301,7 +317,7 @@ def run_all(cases: Sequence[Case], forecasts: Forecasts, target: Target, folder:
     failed = _read(failures)
     ready = _Ready(target, cases)
     try:
-        measure_first(target, folder, min(MEASURE_SECONDS, deadline - time.monotonic()))
+        forecasts.context_bytes = measure_first(target, folder, min(MEASURE_SECONDS, deadline - time.monotonic()))
         for number, case in enumerate(cases):
             said = forecasts.of(case, deadline - time.monotonic())
             if isinstance(said, str) or not said.runs_on_paper:

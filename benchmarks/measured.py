@@ -2,6 +2,7 @@
 """Summarises this project's own runs on GPUs, kept in ``profiles/measured/``, for ``docs/accuracy.md``.
 
 Each record holds what was predicted before the run and what the run measured. Reading them needs no GPU and no torch.
+``--collect FOLDER`` keeps what ``gpu_matrix.py`` left in a folder beside the records of earlier runs.
 With ``--trace`` the jobs are traced again, which takes some minutes and the libraries that ran them: torch 2.11,
 transformers 5.17, peft 0.21.0, accelerate 1.15, bitsandbytes 0.50.2, liger-kernel 0.8.5.
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "profiles" / "measured"
+CALIBRATIONS = MEASURED / "calibrations.json"
 AGAIN = ROOT / "benchmarks" / "groundtruth" / "traced_again.json"
 WORDS = ROOT / "benchmarks" / "groundtruth" / "page.toml"
 PAGE = ROOT / "docs" / "accuracy.md"
@@ -53,6 +55,7 @@ class Job:
         predicted: bytes by quantity, before the run.
         measured: bytes by quantity.
         again: bytes by quantity, traced again; empty where that was not done.
+        recorded_device_bytes: as the record says it was predicted, with the context that was known of such a GPU.
 
     """
 
@@ -62,6 +65,12 @@ class Job:
     predicted: dict[str, int]
     measured: dict[str, int]
     again: dict[str, int]
+    recorded_device_bytes: int = 0
+
+    @property
+    def context_bytes(self) -> int:
+        """What the process held beside PyTorch's allocator."""
+        return self.measured["device_bytes"] - self.measured["peak_reserved_bytes"]
 
     def error(self, quantity: str, *, again: bool = False) -> float:
         """Percent."""
@@ -87,25 +96,52 @@ def name_of(document: dict[str, Any]) -> str:
 
 
 @cache
-def contexts() -> dict[str, int]:
-    """Bytes of the CUDA context by GPU, as calibrated there."""
-    return {one["gpu"]: one["context_bytes"] for one in json.loads((MEASURED / "calibrations.json").read_text())}
+def calibrations() -> list[dict[str, Any]]:
+    """Every calibration, the oldest first."""
+    found: list[dict[str, Any]] = json.loads(CALIBRATIONS.read_text())
+    return sorted(found, key=lambda one: one["created"])
+
+
+def context(gpu: str, day: str = "~") -> int:
+    """Bytes of the CUDA context, as the latest calibration of a GPU had found them by some day."""
+    return [one["context_bytes"] for one in calibrations() if one["gpu"] == gpu and one["created"][:10] <= day][-1]
 
 
 def jobs() -> list[Job]:
-    """Every record; device memory is predicted with the context that was measured on the same GPU."""
+    """Every record; device memory is predicted with the context that had been calibrated on such a GPU by then."""
     again = json.loads(AGAIN.read_text())["jobs"] if AGAIN.exists() else {}
     found = []
     for document in records():
-        name, gpu = name_of(document), document["measurement"]["device"].removeprefix("NVIDIA ")
+        name, day = name_of(document), document["created"].partition("T")[0]
+        gpu = document["measurement"]["device"].removeprefix("NVIDIA ")
         predicted = {one["name"]: one["predicted"] for one in document["quantities"]}
         measured = {one["name"]: one["measured"] for one in document["quantities"]}
-        traced = dict(again.get(name, {}))
-        for sizes in filter(None, (predicted, traced)):
-            sizes["device_bytes"] = sizes["peak_reserved_bytes"] + contexts()[gpu]
-        day = document["created"].partition("T")[0]
-        found.append(Job(name=name, gpu=gpu, day=day, predicted=predicted, measured=measured, again=traced))
+        traced, recorded = dict(again.get(name, {})), predicted["device_bytes"]
+        predicted["device_bytes"] = predicted["peak_reserved_bytes"] + context(gpu, day)
+        if traced:
+            traced["device_bytes"] = traced["peak_reserved_bytes"] + context(gpu)
+        found.append(
+            Job(
+                name=name, gpu=gpu, day=day, predicted=predicted, measured=measured, again=traced,
+                recorded_device_bytes=recorded,
+            )
+        )  # fmt: skip
     return found
+
+
+def collect(folder: Path) -> None:
+    """Keep the records of a folder, each once, and its calibration."""
+    for path in sorted(folder.glob("*--*.json"), key=lambda path: json.loads(path.read_text())["created"]):
+        document = json.loads(path.read_text())
+        document["measurement"]["phases"] = []  # they stand beside the predicted ones already
+        kept = MEASURED / f"{document['model']['name']}.jsonl"
+        line, lines = json.dumps(document), kept.read_text().splitlines() if kept.exists() else []
+        if line not in lines:
+            kept.write_text("".join(f"{one}\n" for one in [*lines, line]))
+    found, others = json.loads((folder / "calibration.json").read_text()), calibrations()
+    if found not in others:
+        CALIBRATIONS.write_text(json.dumps([*others, found], indent=1))
+        calibrations.cache_clear()
 
 
 def trace_again() -> None:
@@ -166,6 +202,31 @@ def _misses(found: list[Job]) -> str:
     return table(rows, 2)
 
 
+def _each(found: list[Job]) -> str:
+    head = ("job", *(f"{name}, %" for name in QUANTITIES.values()))
+    rows = [(job.name, *(f"{job.error(quantity):+.3f}" for quantity in QUANTITIES)) for job in found]
+    return table([head, *rows], 1)
+
+
+def _contexts(found: list[Job]) -> str:
+    """What is held beside PyTorch's memory, and by which jobs; the most common is that of all others."""
+    held: dict[int, list[str]] = {}
+    for job in found:
+        held.setdefault(job.context_bytes // MIB, []).append(job.name)
+    most = max(held, key=lambda size: len(held[size]))
+    rows = [("MiB", "runs", "jobs")]
+    for size, names in sorted(held.items()):
+        told = "all others" if size == most else "; ".join(sorted(set(names)))
+        rows.append((str(size), str(len(names)), told))
+    return table(rows, 0)
+
+
+def _recorded_device(found: list[Job]) -> dict[str, str]:
+    """The errors of device memory as the records have them, in words for the page."""
+    errors = [100 * (job.recorded_device_bytes / job.measured["device_bytes"] - 1) for job in found]
+    return {"median": f"{statistics.median(errors):+.2f}", "worst": f"{max(errors, key=abs):+.2f}"}
+
+
 def _day(job: Job) -> str:
     return job.day
 
@@ -188,10 +249,13 @@ def _limit_name(document: dict[str, Any]) -> str:
 def section() -> str:
     """The section in Markdown."""
     words = {name: text.strip() for name, text in tomllib.loads(WORDS.read_text())["measured"].items()}
-    first, latest = (list(days) for _, days in groupby(sorted(jobs(), key=_day), key=_day))
+    found = jobs()
+    first, latest, blind = (list(days) for _, days in groupby(sorted(found, key=_day), key=_day))
     versions = json.loads(AGAIN.read_text())["versions"]
     named = ", ".join(f"{library} {number}" for library, number in versions.items())
-    parts = [BEGIN, words["latest"], _errors(latest, again=False), words["latest_again"].format(versions=named)]
+    parts = [BEGIN, words["blind"], _errors(blind, again=False), words["blind_jobs"], _each(blind)]
+    parts += [words["contexts"].format(**_recorded_device(blind)), _contexts(found)]
+    parts += [words["latest"], _errors(latest, again=False), words["latest_again"].format(versions=named)]
     parts += [_errors(latest, again=True), words["latest_misses"], _misses(latest)]
     parts += [words["introduction"], _errors(first, again=False), words["again"], _errors(first, again=True)]
     parts += [words["misses"], _misses(first), words["limits"], _limits(), END]
@@ -203,8 +267,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="measured.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--trace", action="store_true", help="trace the jobs again first")
+    parser.add_argument("--collect", type=Path, metavar="FOLDER", help="keep the records of this folder first")
     parser.add_argument("--write", action="store_true", help=f"put the section into {PAGE.relative_to(ROOT)}")
     chosen = parser.parse_args(arguments)
+    if chosen.collect:
+        collect(chosen.collect)
     if chosen.trace:
         trace_again()
     text = section()

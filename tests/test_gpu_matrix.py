@@ -212,6 +212,29 @@ def test_a_worker_that_is_killed_costs_no_prediction(matrix: Any, tmp_path: Path
     assert json.loads((tmp_path / "predictions.json").read_text())[case.name]["runs"] is True
 
 
+def test_a_prediction_takes_the_context_that_was_measured(
+    matrix: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured once, before the first job; a later call goes on with what the folder says."""
+    from fitplan.devices.device import find_device
+    from fitplan.validation.calibration import Calibration
+
+    measured = Calibration("H200", 758 << 20, (), {}, {"torch": "2.11.0"}, "2026-11-27T06:15:52+00:00")
+    asked: list[Any] = []
+    monkeypatch.setattr(matrix, "measure_gpu", lambda *_: asked.append(1) or measured)
+    target = Target("cuda:0", find_device("h200"), {})
+    assert [matrix.measure_first(target, tmp_path, 1.0) for _ in range(2)] == [758 << 20] * 2
+    assert len(asked) == 1
+
+    case = matrix.TINY_CASES[1]
+    forecasts = matrix.Forecasts([case], Target("cpu", None, {}), 1, tmp_path / "predictions.json")
+    forecasts.context_bytes = 758 << 20
+    said = forecasts.of(case, 1.0)
+    assert said.context_bytes == 758 << 20
+    written = json.loads((tmp_path / "predictions.json").read_text())[case.name]
+    assert written["device_bytes"] - written["peak_reserved_bytes"] == 758 << 20
+
+
 def test_predictions_are_made_side_by_side_without_the_gpu(tmp_path: Path) -> None:
     """In workers that see no GPU; what is not there in time is not waited for."""
     code = (

@@ -421,7 +421,7 @@ def test_shipped_runs_are_evidence_of_the_same_job_first() -> None:
 def test_every_shipped_run_can_be_read() -> None:
     folder = records.shipped_records("any").parent
     lines = {path: path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("*.jsonl"))}
-    assert sum(map(len, lines.values())) == 76 + 73  # two days' runs
+    assert sum(map(len, lines.values())) == 76 + 73 + 23  # three days' runs
     for path, texts in lines.items():
         read = [record for method in ("full", "lora", "qlora") for record in records._records(path.stem, method)]
         assert len(read) == len(texts), path

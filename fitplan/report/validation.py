@@ -59,13 +59,14 @@ def print_depths(report: DepthReport, console: Console) -> None:
     )
 
 
-def print_calibration(found: Calibration, console: Console) -> None:
-    """Print what was measured on a GPU."""
+def print_calibration(found: Calibration, console: Console, *, kept: bool = True) -> None:
+    """Print what was measured on a GPU, and that ``check`` takes it if it was kept."""
     console.print(Text.assemble((found.gpu, "bold"), f"  torch {found.versions.get('torch', 'unknown')}"))
     if found.context_bytes is None:
         console.print("CUDA context: the driver does not tell what this process holds")
     else:
-        console.print(f"CUDA context: {gib(found.context_bytes)}; check takes it for this GPU from now on")
+        taken = "; check takes it for this GPU from now on" if kept else ""
+        console.print(f"CUDA context: {gib(found.context_bytes)}{taken}")
     console.print()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("scratch memory")
