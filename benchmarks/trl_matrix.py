@@ -3,6 +3,7 @@
     python benchmarks/trl_matrix.py --predict predicted.json     # here, before; needs no GPU and no trl
     python benchmarks/trl_matrix.py --run measured.json          # on a machine with a GPU and trl 1.16, four minutes
     python benchmarks/trl_matrix.py --compare predicted.json measured.json
+    python benchmarks/trl_matrix.py --write                      # the tables of docs/stacks.md, from benchmarks/trl
 
 Allocated is what ``torch.cuda.max_memory_allocated`` counts: with the rests of blocks that are too small to split off.
 Weights are random and rows are made up; both are as large as those of the models and lengths that the jobs name.
@@ -18,7 +19,27 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout that is not installed
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a checkout that is not installed
+
+KEPT = ROOT / "benchmarks" / "trl"
+PAGE = ROOT / "docs" / "stacks.md"
+BEGIN, END = "<!-- trl: begin -->", "<!-- trl: end -->"
+TABLES = (
+    (
+        """\
+On a real H200, predicted with the libraries of the run (torch 2.11, transformers 5.17), for an H100. Of the twelve jobs
+below, these five ran until the time was up:""",
+        "predicted-torch-2.11", "measured-h200",
+    ),
+    ("On a real H100 with the same libraries; these predictions were made after the runs:",
+     "predicted-torch-2.11", "measured-h100"),
+    ("The same runs, as they were predicted before with torch 2.13 and transformers 5.23:",
+     "predicted", "measured-h100"),
+    ("Rehearsed on an H100 that is not there (torch 2.14, transformers 5.24), the same trainer, unmodified:",
+     "predicted", "rehearsed-h100"),
+)  # fmt: skip
+"""Words, predictions and runs; the latter are files of ``benchmarks/trl``."""
 
 GPU = "h100"
 STEPS = 3
@@ -177,14 +198,32 @@ def one_job(name: str, folder: Path) -> None:
     }))  # fmt: skip
 
 
-def compare(predicted: Path, measured: Path) -> None:
+def compared(predicted: Path, measured: Path, what: str = "measured") -> str:
+    """The table of the jobs that were run, in Markdown."""
     before, after = json.loads(predicted.read_text()), json.loads(measured.read_text())
-    print(f"| job | measured: allocated / reserved, GiB | predicted | error, % |\n{'| --- ' * 4}|")
+    lines = [f"| job | {what}: allocated / reserved, GiB | predicted | error, % |", f"{'| --- ' * 4}|"]
     for name, real in after.items():
         said = before[name]
         sizes = [f"{one['allocated'] / 2**30:.3f} / {one['reserved'] / 2**30:.3f}" for one in (real, said)]
         errors = [f"{100 * (said[key] / real[key] - 1):+.3f}" for key in ("allocated", "reserved")]
-        print(f"| {name} | {sizes[0]} | {sizes[1]} | {' / '.join(errors)} |")
+        lines.append(f"| {name} | {sizes[0]} | {sizes[1]} | {' / '.join(errors)} |")
+    return "\n".join(lines)
+
+
+def section() -> str:
+    """The tables of the page, from what is kept."""
+    parts = [BEGIN]
+    for words, predicted, measured in TABLES:
+        what = measured.partition("-")[0]
+        parts += [words, compared(KEPT / f"{predicted}.json", KEPT / f"{measured}.json", what)]
+    return "\n\n".join([*parts, END])
+
+
+def write() -> None:
+    """Put the tables into the page."""
+    from measured import put_into
+
+    put_into(PAGE, BEGIN, END, section())
 
 
 def main() -> int:
@@ -192,6 +231,7 @@ def main() -> int:
     parser.add_argument("--predict", type=Path, metavar="FILE")
     parser.add_argument("--run", type=Path, metavar="FILE")
     parser.add_argument("--compare", type=Path, nargs=2, metavar="FILE")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.relative_to(ROOT)}")
     parser.add_argument("--rehearse", action="store_true", help="on a GPU that is not there, about ten minutes")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--models", type=Path, help=argparse.SUPPRESS)
@@ -207,7 +247,9 @@ def main() -> int:
     if options.run:
         run(options.run, options.rehearse)
     if options.compare:
-        compare(*options.compare)
+        print(compared(*options.compare))
+    if options.write:
+        write()
     return 0
 
 

@@ -46,3 +46,9 @@ def test_records_are_kept_once_beside_those_of_earlier_runs(
     assert first == {"an": "earlier run"}
     assert second == document | {"measurement": document["measurement"] | {"phases": []}}
     assert json.loads((kept / "calibrations.json").read_text()) == [calibration]
+
+
+def test_the_tables_of_trl_are_as_they_are_made() -> None:
+    made = loaded("benchmarks/trl_matrix.py").section()
+    assert made in (ROOT / "docs/stacks.md").read_text()
+    assert "| lora, bfloat16 | 3.965 / 4.068 | 3.965 / 4.254 | -0.001 / +4.561 |" in made
