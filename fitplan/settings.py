@@ -35,6 +35,7 @@ class Group(StrEnum):
     """Under which heading a setting is told."""
 
     JOB = "the job"
+    GPUS = "several GPUs"
     ADAPTERS = "LoRA and QLoRA"
     TRAINING = "how it is trained"
 

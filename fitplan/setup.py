@@ -117,6 +117,22 @@ class Stack(StrEnum):
     AXOLOTL = "axolotl"
 
 
+class Strategy(StrEnum):
+    """How several GPUs share a job: each works on rows of its own, and holds the whole model or a part of it.
+
+    ``ddp`` is PyTorch's ``DistributedDataParallel``, ``fsdp2`` its ``fully_shard``, ``fsdp1`` its
+    ``FullyShardedDataParallel``, each as accelerate sets it up.
+    """
+
+    DDP = "ddp"
+    FSDP2 = "fsdp2"
+    FSDP1 = "fsdp1"
+
+
+SHARDED = (Strategy.FSDP2, Strategy.FSDP1)
+"""Each GPU holds a part of the model."""
+
+
 class Loss(StrEnum):
     """How the loss of a causal language model is computed, see :mod:`fitplan.step.losses`."""
 
@@ -207,6 +223,8 @@ _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "fl
 
 _ADAPTED = Only("method", (Method.LORA, Method.QLORA), "full fine-tuning has no adapters; choose method lora or qlora")
 _QUANTISED = Only("method", (Method.QLORA,), "{} does not quantise; choose method qlora")
+_SHARDS = Only("strategy", SHARDED, "{} gathers no weights; choose strategy fsdp2")
+_REPLICATES = Only("strategy", (Strategy.DDP,), "{} has no buckets; choose strategy ddp")
 _LORA = (Adapter.LORA, Adapter.DORA)
 _PROMPTS = (Adapter.PREFIX, Adapter.PROMPT, Adapter.P_TUNING)
 _TUNERS = tuple(one for one in Adapter if one not in (*_PROMPTS, Adapter.BITFIT))
@@ -303,6 +321,50 @@ class TrainingSetup:
         decides=Decides.SHAPE,
         row=Row("accumulate", "micro-batches in an optimizer step", doubling(1, 256), 1),
         words=lambda times: f"accumulated {times} times" if times > 1 else "",
+    )
+    gpus: int = setting(
+        1,
+        kind=int,
+        metavar="N",
+        span=(1, 2**14),
+        group=Group.GPUS,
+        help="GPUs that train together, each with batches of its own; all figures are those of one",
+        theirs="num_processes",
+        words=lambda gpus: f"{gpus} GPUs" if gpus > 1 else "",
+    )
+    strategy: Strategy | None = setting(
+        kind=Strategy,
+        spellings={"fsdp": "fsdp2", "full_shard": "fsdp1"},
+        group=Group.GPUS,
+        help="how they share the job: ddp holds the whole model on each, fsdp2 and fsdp1 a part",
+        told_default="fsdp2 with several GPUs",
+        words=str,
+    )
+    reshard_after_forward: bool | None = setting(
+        kind=bool,
+        group=Group.GPUS,
+        help="let gathered weights go after forward, and gather them again for backward",
+        told_default="on",
+        theirs="fsdp_reshard_after_forward, fsdp_sharding_strategy",
+        only=(_SHARDS,),
+        words=lambda on: "" if on else "weights stay gathered after forward",
+    )
+    use_orig_params: bool | None = setting(
+        kind=bool,
+        group=Group.GPUS,
+        help="keep single parameters beside the flat one",
+        told_default="on, as in accelerate",
+        theirs="fsdp_use_orig_params",
+        only=(Only("strategy", (Strategy.FSDP1,), "{} has no such setting; choose strategy fsdp1"),),
+        words=lambda on: "use_orig_params" if on else "no use_orig_params",
+    )
+    gradient_as_bucket_view: bool | None = setting(
+        kind=bool,
+        group=Group.GPUS,
+        help="gradients lie in the buckets that are sent",
+        told_default="off",
+        only=(_REPLICATES,),
+        words=lambda on: "gradients in buckets" if on else "",
     )
     adapter: Adapter | None = setting(
         usual=Adapter.LORA,
@@ -512,6 +574,16 @@ class TrainingSetup:
         only=(_QUANTISED,),
         row=Row("quantise", "format of the frozen weights (bitsandbytes)"),
         words=str,
+    )
+    quant_storage: Dtype | None = setting(
+        kind=Dtype,
+        spellings=_DTYPES,
+        group=Group.ADAPTERS,
+        help="type that packed 4-bit weights are kept in; FSDP shards none but types with a fraction",
+        told_default=": uint8",
+        theirs="bnb_4bit_quant_storage",
+        only=(_QUANTISED, _FOUR_BIT),
+        words=lambda dtype: f" kept as {dtype}",
     )
     double_quant: bool | None = setting(
         usual=True,
@@ -723,6 +795,11 @@ class TrainingSetup:
                 self._put(one.name, one.usual_for.get(self.adapter, one.usual) if self.adapter else one.usual)
         if self.method is Method.QLORA and self.quant is not Quant.INT8 and self.compute_dtype is None:
             self._put("compute_dtype", self.dtype)
+        if self.gpus > 1:
+            self._put("strategy", self.strategy or Strategy.FSDP2)
+            for name, usual in _OF_STRATEGY[self.strategy or Strategy.FSDP2].items():
+                if getattr(self, name) is None:
+                    self._put(name, usual)
         if self.mixed_precision is None:
             full_fp16 = self.dtype is Dtype.FLOAT16 and self.method is Method.FULL
             fp16 = MixedPrecision.NO if full_fp16 else MixedPrecision.FP16
@@ -847,6 +924,7 @@ def _check_conflicts(setup: TrainingSetup) -> None:
             other = getattr(setup, broken.other)
             both = f"{one.name} {shown(value)} with {broken.other} {other}"
             raise SetupConflict(one.name, broken.other, f"{both}: {broken.why.format(other)}, or drop {one.name}")
+    _check_gpus(setup)
     _check_adapter(setup)
     if setup.completion_len is not None and setup.completion_len > setup.seq_len:
         raise SetupConflict(
@@ -884,6 +962,58 @@ def _check_conflicts(setup: TrainingSetup) -> None:
             "attn flash_attention_2 with dtype float32: its kernels take 16-bit types only; "
             "choose attn sdpa, dtype bfloat16, or mixed_precision bf16",
         )  # fmt: skip
+
+
+_OF_STRATEGY: Mapping[Strategy, Mapping[str, bool]] = {
+    Strategy.DDP: {"gradient_as_bucket_view": False},
+    Strategy.FSDP2: {"reshard_after_forward": True},
+    Strategy.FSDP1: {"reshard_after_forward": True, "use_orig_params": True},
+}
+"""What accelerate takes (``FullyShardedDataParallelPlugin``, ``DistributedDataParallelKwargs``)."""
+
+
+def _check_gpus(setup: TrainingSetup) -> None:
+    """What the libraries refuse on several GPUs, or what is not known there."""
+    for name in ("strategy", "reshard_after_forward", "use_orig_params", "gradient_as_bucket_view"):
+        value = getattr(setup, name)
+        if setup.gpus == 1 and value is not None:
+            raise SetupConflict(
+                name, "gpus",
+                f"{name} {shown(value)} with gpus 1: one GPU has nothing to share; choose gpus 2 or more, or drop {name}",
+            )  # fmt: skip
+    if setup.strategy not in SHARDED:
+        return
+    strategy, quantised = setup.strategy, setup.method is Method.QLORA
+    refused = {
+        "objective": setup.objective is not Objective.SFT and "is known with strategy ddp only; choose it",
+        "activation_offloading": setup.activation_offloading and "is known with strategy ddp only; choose it",
+        "optim": strategy is Strategy.FSDP2 and _OPTIMIZERS_REFUSED.get(setup.optim, False),
+        "quant": setup.quant is Quant.INT8
+        and "bitsandbytes keeps int8 weights as whole tensors, which are not sharded; choose quant nf4 or strategy ddp",
+        "kbit_prepare": bool(quantised and strategy is Strategy.FSDP1 and setup.kbit_prepare)
+        and "its float32 beside bfloat16 cannot be flattened (Must flatten tensors with uniform dtype); turn "
+        "kbit_prepare off",
+        "quant_storage": quantised and strategy is Strategy.FSDP1 and setup.quant_storage is None
+        and "uint8 cannot be flattened (Cannot flatten integer dtype tensors); choose quant_storage bfloat16",
+    }  # fmt: skip
+    for name, why in refused.items():
+        if why:
+            value = getattr(setup, name)
+            raise SetupConflict(
+                name,
+                "strategy",
+                f"{name} {shown(value) if value is not None else 'uint8'} with strategy {strategy}: {why}",
+            )
+
+
+_OPTIMIZERS_REFUSED: Mapping[Optim, str] = {
+    Optim.ADAFACTOR: "it cannot add sharded to whole tensors; choose optim adamw_torch_fused",
+    **dict.fromkeys(
+        (Optim.ADAMW_8BIT, Optim.PAGED_ADAMW_8BIT, Optim.PAGED_ADAMW_32BIT, Optim.LION_8BIT),
+        "the optimizers of bitsandbytes have no rule for sharded tensors; choose optim adamw_torch_fused",
+    ),
+}
+"""As PyTorch refuses: ``got mixed torch.Tensor and DTensor``, ``does not have a sharding strategy registered``."""
 
 
 def _check_adapter(setup: TrainingSetup) -> None:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from families import FAMILIES, first_difference
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-from real_runs import CPU, our_run, traced
-from test_proof import _training_events
+from real_runs import CPU, our_run, traced, training_events
 
 import fitplan
 from fitplan.errors import InputError, SetupConflict
@@ -77,10 +76,10 @@ def test_the_trace_is_the_real_run(family: str, name: str, settings: dict[str, A
     """Event by event (but for int8, whose products are others on the CPU), each thing under its own name."""
     setup = _setup(settings)
     trace = traced(FAMILIES[family], setup)
-    events = _training_events(trace)
+    events = training_events(trace)
     assert len(events) > 200
     if setup.quant is not Quant.INT8:
-        assert first_difference(events, _training_events(our_run(FAMILIES[family], setup).trace)) is None
+        assert first_difference(events, training_events(our_run(FAMILIES[family], setup).trace)) is None
     model = _model(family, setup)
     sizes = dict.fromkeys(Category, 0)
     for allocation in trace.allocations:

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fitplan.setup import TrainingSetup
 from fitplan.step.architecture import load_config
+from fitplan.step.distribute import distribute
 from fitplan.step.model import build_skeleton, load_model
 from fitplan.step.run import train
 from fitplan.trace.recorder import Recorder
@@ -36,7 +37,7 @@ def test_the_profiler_sees_the_same_peak(family: str) -> None:
         recorder.watch(model)
         start = len(recorder.trace.events)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as meter:
-            train(model, config, setup, CPU, recorder.enter)
+            train(distribute(model, setup, CPU), config, setup, CPU, recorder.enter)
         recorder.finish()
     total = base = 0
     for place, (allocation, sign, _) in enumerate(recorder.trace.sizes()):

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 from families import FAMILIES, first_difference
-from real_runs import batch_bytes, our_run, traced, trainer_run
+from real_runs import batch_bytes, our_run, traced, trainer_run, training_events
 
-from fitplan.phase import Phase
 from fitplan.setup import TrainingSetup
 from fitplan.step.architecture import load_config
-from fitplan.trace.events import Trace
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
@@ -57,41 +55,6 @@ def _setup(method: str) -> TrainingSetup:
     return TrainingSetup(batch_size=2, seq_len=16, **METHODS[method])
 
 
-def _training_events(trace: Trace) -> list[tuple[bool, int, Phase, int]]:
-    """Births and releases in the training phases, in order, as (born, bytes, phase, step).
-
-    Left out, or made equal, because it is not the same on a real CPU:
-    - loading and preparing: there the CPU builds bitsandbytes' code tables and peft's adapters itself, on a GPU the
-      host does;
-    - the batch, which a real job builds on the host: on the CPU the host is the device;
-    - scalars of up to 16 bytes: meta kernels of ``all`` and the like are written with more of them;
-    - statistics of layer norms: the CPU keeps them in the input's type, CUDA and meta in float32;
-    - the order of releases between two births: it follows hash tables and changes nothing.
-    """
-    left_out: set[int] = set()
-    events: list[tuple[bool, int, Phase, int]] = []
-    releases: list[tuple[bool, int, Phase, int]] = []
-    for event, moment in zip(trace.events, trace.moments, strict=True):
-        number = event if event >= 0 else ~event
-        allocation = trace.allocations[number]
-        loading = moment.phase in (Phase.LOAD, Phase.PREPARE)
-        batch = moment.phase in (Phase.FORWARD, Phase.EVALUATION) and (
-            not allocation.owner or "batch" in allocation.owner
-        )
-        if event >= 0 and (loading or batch or allocation.size <= 16):
-            left_out.add(number)
-        if number in left_out or loading:
-            continue
-        statistics = "native_layer_norm." in allocation.op and allocation.size <= 192
-        item = (event >= 0, 0 if statistics else allocation.size, moment.phase, moment.step)
-        if event < 0:
-            releases.append(item)
-            continue
-        events += [*sorted(releases), item]
-        releases = []
-    return events + sorted(releases)
-
-
 SCALARS = 64
 """Bytes of counters and learning rates that ``Trainer`` keeps and the step does not."""
 
@@ -106,9 +69,9 @@ def test_trace_real_run_and_trainer_agree(family: str, method: str) -> None:
     settings = _known(family)
     setup = _setup(method)
     real = our_run(settings, setup)
-    trace = _training_events(traced(settings, setup))
+    trace = training_events(traced(settings, setup))
     assert len(trace) > 400
-    assert first_difference(trace, _training_events(real.trace)) is None
+    assert first_difference(trace, training_events(real.trace)) is None
 
     trainer = trainer_run(settings, setup)
     ahead = batch_bytes(settings, setup)

@@ -14,6 +14,7 @@ from fitplan.setup import FUSED_TILE_TOKENS, Loss, Stack, TrainingSetup
 from fitplan.stacks import STACKS
 from fitplan.step import losses
 from fitplan.step.architecture import load_config
+from fitplan.step.distribute import distribute
 from fitplan.step.job import Place
 from fitplan.step.model import build_skeleton, load_model
 from fitplan.step.run import train
@@ -203,7 +204,7 @@ def test_the_step_runs_for_real(loss: Loss, padding: str) -> None:
     seen = []
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.isfinite().all().item()))
-    train(model, config, setup, place, lambda *_: None, steps=1)
+    train(distribute(model, setup, place), config, setup, place, lambda *_: None, steps=1)
     assert len(seen) == len(list(model.parameters()))
     assert all(seen)
 

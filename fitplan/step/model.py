@@ -117,7 +117,9 @@ def _bnb_config(setup: TrainingSetup) -> Any:
     if setup.quant is Quant.INT8:
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
     assert setup.compute_dtype is not None
+    storage = {} if setup.quant_storage is None else {"bnb_4bit_quant_storage": TORCH_DTYPES[setup.quant_storage]}
     return transformers.BitsAndBytesConfig(
+        **storage,
         load_in_4bit=True,
         bnb_4bit_quant_type=str(setup.quant),
         bnb_4bit_use_double_quant=setup.double_quant,

@@ -1,12 +1,10 @@
 """The training loop: what ``transformers.Trainer`` with accelerate does, in the order in which it does it."""
 
 import inspect
-from contextlib import ExitStack
-from types import MethodType
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils.operations import convert_outputs_to_fp32
 from torch import nn
 from torch.nn import functional
 from transformers import PretrainedConfig, Trainer
@@ -15,6 +13,7 @@ from fitplan.phase import Phase
 from fitplan.setup import Loss, MixedPrecision, Objective, TrainingSetup
 from fitplan.step.architecture import task_of
 from fitplan.step.batch import IGNORED_LABEL, make_batch
+from fitplan.step.distribute import clip, inside, not_synchronised
 from fitplan.step.job import Observer, Place
 from fitplan.step.losses import metrics
 from fitplan.step.offload import offloading
@@ -22,8 +21,6 @@ from fitplan.step.optimizer import make_optimizer
 
 MAX_GRAD_NORM = 1.0
 """``TrainingArguments.max_grad_norm``."""
-
-_AUTOCAST_DTYPES = {MixedPrecision.BF16: torch.bfloat16, MixedPrecision.FP16: torch.float16}
 
 
 def train(
@@ -37,7 +34,7 @@ def train(
     micro_batches: int | None = None,
     reference: nn.Module | None = None,
 ) -> None:
-    """Run ``steps`` optimizer steps on synthetic batches.
+    """Run ``steps`` optimizer steps on synthetic batches; ``model`` as :func:`fitplan.step.distribute.distribute` left it.
 
     Optimizer states exist from the end of the first step on, so two steps show every state that later steps repeat.
     ``micro_batches`` caps how many of the micro-batches of a step are run (of the first step, one); all of them are on
@@ -45,10 +42,9 @@ def train(
     """
     observe(Phase.PREPARE)
     optimizer = make_optimizer(model, setup, place)
-    _wrap_forward(model, setup, place)
     task = task_of(config, setup)
     scale = torch.full((), 2.0**16, device=place.device) if setup.mixed_precision is MixedPrecision.FP16 else None
-    takes_count = setup.objective is Objective.SFT and _takes_loss_kwargs(model)
+    takes_count = setup.objective is Objective.SFT and _takes_loss_kwargs(inside(model))
     total_loss = torch.tensor(0.0, device=place.device)
     accumulation = setup.gradient_accumulation_steps
     for step in range(steps):
@@ -60,10 +56,11 @@ def train(
         extra: dict[str, Any] = {}
         if takes_count:
             extra["num_items_in_batch"] = _count_labels(batches, observe)
-        shown = accumulation if micro_batches is None else micro_batches if step else 1
-        for inputs in batches[:shown]:
+        shown = accumulation if micro_batches is None else min(micro_batches, accumulation) if step else 1
+        for number, inputs in enumerate(batches[:shown], 1):
             observe(Phase.FORWARD)
-            with offloading(model, setup, place):
+            kept = number < shown and setup.gpus > 1
+            with not_synchronised(model, setup) if kept else nullcontext(), offloading(model, setup, place):
                 loss = _compute_loss(model, reference, inputs, extra, setup)
                 if not takes_count:
                     loss = loss / accumulation
@@ -71,7 +68,7 @@ def train(
                 (loss if scale is None else loss * scale).backward()
             total_loss += loss.detach()
             del loss
-        _update(model, optimizer, scale, observe)
+        _update(model, setup, optimizer, scale, observe)
         del batches, inputs, extra
     if setup.eval_batch_size is not None:
         _evaluate(model, reference, config, setup, place, observe)
@@ -120,14 +117,16 @@ def update(model: nn.Module, setup: TrainingSetup, place: Place, observe: Observ
         observe(Phase.BACKWARD)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         torch.autograd.backward(trained, [torch.empty_like(parameter) for parameter in trained])
-        _update(model, optimizer, None, observe)
+        _update(model, setup, optimizer, None, observe)
 
 
-def _update(model: nn.Module, optimizer: Any, scale: torch.Tensor | None, observe: Observer) -> None:
+def _update(
+    model: nn.Module, setup: TrainingSetup, optimizer: Any, scale: torch.Tensor | None, observe: Observer
+) -> None:
     observe(Phase.CLIP)
     if scale is not None:
         _unscale(optimizer, scale)
-    torch.nn.utils.clip_grad_norm_(list(model.parameters()), MAX_GRAD_NORM)
+    clip(model, setup, MAX_GRAD_NORM)
     observe(Phase.OPTIMIZER)
     optimizer.step()
     observe(Phase.ZERO_GRAD)
@@ -179,17 +178,6 @@ def _compute_reward(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor
     outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
     chosen, rejected = torch.chunk(outputs["logits"].squeeze(-1), chunks=2)
     return -functional.logsigmoid(chosen - rejected).mean()
-
-
-def _wrap_forward(model: nn.Module, setup: TrainingSetup, place: Place) -> None:
-    """``Accelerator.prepare_model``: autocast around the forward, outputs converted to float32."""
-    if setup.mixed_precision is MixedPrecision.NO:
-        return
-    assert setup.mixed_precision is not None
-    autocast = torch.autocast(device_type=place.kernels, dtype=_AUTOCAST_DTYPES[setup.mixed_precision])
-    forward = model.forward.__func__
-    model.forward = MethodType(autocast(forward), model)
-    model.forward = MethodType(convert_outputs_to_fp32(model.forward.__func__), model)
 
 
 def _count_labels(batches: list[dict[str, torch.Tensor]], observe: Observer) -> torch.Tensor:

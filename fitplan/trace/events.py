@@ -21,6 +21,8 @@ class Category(StrEnum):
     LOGITS_AND_LOSS = "logits_and_loss"
     TEMPORARIES = "temporaries"
     WORKSPACES = "workspaces"
+    GATHERED_WEIGHTS = "gathered_weights"
+    COMMUNICATION = "communication"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ class Allocation:
         op: the operator that returned it.
         layer: the layer in whose stretch it was born.
         parts: for a tensor that joins one of each layer (a stack of gradient norms, say), the bytes of each.
+        stream: the number of the CUDA stream that it was made for; the caching allocator keeps blocks for each.
 
     """
 
@@ -120,6 +123,7 @@ class Allocation:
     op: str
     layer: Layer | None = None
     parts: dict[Layer | None, int] | None = None
+    stream: int = 0
 
 
 @dataclass(slots=True)

@@ -619,7 +619,15 @@ def question(func: Any, args: Any) -> Callable[[Any, Any, Any], Any] | None:
         return _equal if args[0].is_meta else None
     if func in _INDEXING and args[0].is_meta and _has_mask(args):
         return _masked_index
+    if func is aten.copy_.default and args[1].is_meta and not args[0].is_meta:
+        return _copied_off if values.value_of(args[1]) is not None or torch.distributed.is_initialized() else None
     return None
+
+
+def _copied_off(func: Any, args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
+    """To the host. What ranks send each other in numbers of their own comes back as this rank sent it (DDP's reducer)."""
+    value = values.value_of(args[1])
+    return args[0] if value is None else func(args[0], value)
 
 
 _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}

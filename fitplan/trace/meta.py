@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch._refs
 import torch._refs.linalg
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fitplan.guard import Guard
@@ -31,6 +32,8 @@ class _MetaKernels(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented
         kwargs = kwargs or {}
         kernel = self._kernels.get(func)
         if kernel is not None:

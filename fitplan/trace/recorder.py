@@ -22,6 +22,7 @@ backward leaves in a parameter's ``grad`` is a gradient. So categories are settl
 """
 
 import bisect
+import re
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fitplan.guard import Guard
@@ -38,7 +40,8 @@ from fitplan.step.adapters import is_adapter
 from fitplan.trace.accumulation import Accumulation
 from fitplan.trace.events import Allocation, Category, Layer, Moment, Trace, layer_of_path
 
-_PEFT_PREFIX = "base_model.model."
+_AROUND = re.compile(r"^module\.|_fsdp_wrapped_module\.|_fsdp_wrapped_module$|base_model\.model\.")
+"""What peft, DDP and FSDP put into the paths of the modules that they go around."""
 
 _WITH_LOSS = (Phase.FORWARD, Phase.EVALUATION)
 _PRODUCTS = {
@@ -76,6 +79,11 @@ class Recorder(TorchDispatchMode):
         self._awaiting_product: Allocation | None = None
         self._recording = True
         self._accumulation = Accumulation()
+        self._host: dict[int, weakref.ref[Any]] = {}
+        self._place = ""
+        self._category: Category | None = None
+        self._trained: list[tuple[str, torch.Tensor]] = []
+        self.stream = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -102,6 +110,11 @@ class Recorder(TorchDispatchMode):
 
     def _leave_phase(self, phase: Phase) -> None:
         """What a phase leaves behind tells what it was for."""
+        if phase is Phase.BACKWARD:
+            for path, param in self._trained:  # gradients that no hook told of: FSDP writes those of its shards itself
+                allocation = self._allocation_of(param.grad)
+                if allocation is not None and allocation.category is not Category.GRADIENTS:
+                    self._label(param.grad, Category.GRADIENTS, path)
         kept = {Phase.FORWARD: Category.ACTIVATIONS, Phase.OPTIMIZER: Category.OPTIMIZER_STATES}.get(phase)
         if kept is not None:
             self._keep(self._phase_births, kept)
@@ -143,29 +156,53 @@ class Recorder(TorchDispatchMode):
         allocation = Allocation(sum(parts.values()), Category.TEMPORARIES, "", op, None, by_layer)
         self.trace.released(self.trace.born(allocation, self._moment), self._moment)
 
+    @contextmanager
+    def births_are(self, category: Category) -> Iterator[None]:
+        """Inside, what is born is of this category, whoever asks for it."""
+        before, self._category = self._category, category
+        try:
+            yield
+        finally:
+            self._category = before
+
+    @contextmanager
+    def on(self, place: str) -> Iterator[None]:
+        """Inside, what is born is on the ``"host"`` or on the ``"device"``, although both have the same name here.
+
+        Outside, what is made of tensors on the host is there too.
+        """
+        before, self._place = self._place, place
+        try:
+            yield
+        finally:
+            self._place = before
+
     # --- what the model is -------------------------------------------------------------------------------------------
 
     def watch(self, model: nn.Module) -> None:
         """Learn the module paths and layers, and label what is loaded."""
         for full_path, module in model.named_modules():
-            path = full_path.removeprefix(_PEFT_PREFIX)
+            path = _path(full_path)
             self._paths[id(module)] = path
+            self._label(getattr(module, "_flat_param", None), Category.BASE_WEIGHTS, path)
             layer = layer_of_path(path)
             if layer is not None and path == f"{layer.stack}.{layer.index}":
                 self._layers[id(module)] = layer
                 self.trace.stacks[layer.stack] = max(layer.index + 1, self.trace.stacks.get(layer.stack, 0))
         self._head = id(_head_of(model))
+        self._trained = []
         for path, param in model.named_parameters():
-            self._watch_parameter(path.removeprefix(_PEFT_PREFIX), param)
+            self._watch_parameter(_path(path), param)
         for path, buffer in model.named_buffers():
             category = Category.ADAPTER_WEIGHTS if is_adapter(path) else Category.BASE_WEIGHTS
-            self._label(buffer, category, path.removeprefix(_PEFT_PREFIX))
+            self._label(buffer, category, _path(path))
 
     def _watch_parameter(self, path: str, param: torch.Tensor) -> None:
         category = Category.ADAPTER_WEIGHTS if is_adapter(path) else Category.BASE_WEIGHTS
         for tensor in (param, *_quantisation_tensors(param)):
             self._label(tensor, category, path)
         if param.requires_grad:
+            self._trained.append((path, param))
 
             def label_gradient(parameter: torch.Tensor) -> None:
                 self._label(parameter.grad, Category.GRADIENTS, path)
@@ -179,6 +216,7 @@ class Recorder(TorchDispatchMode):
             allocation.layer = layer_of_path(owner)
 
     def _allocation_of(self, tensor: Any) -> Allocation | None:
+        tensor = getattr(tensor, "_local_tensor", tensor)
         if not isinstance(tensor, torch.Tensor) or tensor.device.type != self._device:
             return None
         found = self._live.get(tensor.untyped_storage()._cdata)
@@ -208,6 +246,36 @@ class Recorder(TorchDispatchMode):
         with Guard() as guard:
             guard.exchange_here(nn.Module, "__call__", seen)
             yield
+
+    @contextmanager
+    def resizes(self) -> Iterator[None]:
+        """Inside, storages are seen that grow and shrink in place: so FSDP takes and frees gathered weights."""
+        resize = torch.UntypedStorage.resize_
+
+        def seen(storage: Any, size: int) -> Any:
+            before = storage.nbytes()
+            resized = resize(storage, size)
+            if storage.device.type == self._device and before != size:
+                self._resized(storage, size)
+            return resized
+
+        with Guard() as guard:
+            guard.exchange_here(torch.UntypedStorage, "resize_", seen)
+            yield
+
+    def _resized(self, storage: Any, size: int) -> None:
+        key = storage._cdata
+        if key in self._host:
+            return
+        layer, owner = self._moment.layer, self._current_owner()
+        reference: weakref.ref[Any] = weakref.ref(storage, lambda _: self._release(key))
+        if (found := self._live.get(key)) is not None:
+            reference, number = found
+            self.trace.released(number, self._moment)
+            owner = self.trace.allocations[number].owner
+        category = self._category or Category.GATHERED_WEIGHTS
+        born = Allocation(size, category, owner, "resize_", layer, stream=self.stream)
+        self._live[key] = (reference, self.trace.born(born, self._moment))
 
     def _enter_module(self, module: nn.Module, path: str, layer: Layer | None) -> None:
         self._calls.append(path)
@@ -256,6 +324,8 @@ class Recorder(TorchDispatchMode):
     # --- what the operators do ---------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it is taken apart first, into operators on what this rank holds
         if self._accumulation.is_in_place(func, args):
             return args[0].add_(args[1])
         output = func(*args, **(kwargs or {}))
@@ -275,7 +345,11 @@ class Recorder(TorchDispatchMode):
             return
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._live:
+        if key in self._live or key in self._host or storage.device.type != self._device:
+            return  # tensors by which shapes are worked out name devices that they are not on
+        moves = self._moment.phase in (Phase.LOAD, Phase.PREPARE)
+        if self._place == "host" or (moves and self._host and not self._place and self._is_of_host(args)):
+            self._host[key] = weakref.ref(storage, lambda _: self._host.pop(key, None))
             return
         allocation = self._describe(storage.nbytes(), func, args)
         number = self.trace.born(allocation, self._moment)
@@ -287,6 +361,10 @@ class Recorder(TorchDispatchMode):
             self.reserve(self._awaiting_product)
             self._awaiting_product = None
 
+    def _is_of_host(self, args: Any) -> bool:
+        tensors = args[0] if args and isinstance(args[0], list) else args
+        return any(isinstance(one, torch.Tensor) and one.untyped_storage()._cdata in self._host for one in tensors)
+
     def _describe(self, size: int, func: Any, args: Any) -> Allocation:
         owner, layer = self._current_owner(), self._moment.layer
         if layer is None and self._moment.phase in (Phase.PREPARE, Phase.CLIP, Phase.OPTIMIZER):
@@ -295,8 +373,8 @@ class Recorder(TorchDispatchMode):
                 owner, layer = source.owner, source.layer
         in_loss = owner == "loss" or (self._moment.part == "loss" and self._moment.phase in _WITH_LOSS)
         loss = in_loss or (self._moment.part == "loss" and owner == self._paths.get(self._head, "loss"))
-        category = Category.LOGITS_AND_LOSS if loss else Category.TEMPORARIES
-        return Allocation(size, category, owner, str(func), layer, self._parts(args))
+        category = self._category or (Category.LOGITS_AND_LOSS if loss else Category.TEMPORARIES)
+        return Allocation(size, category, owner, str(func), layer, self._parts(args), self.stream)
 
     def _parts(self, args: Any) -> dict[Layer | None, int] | None:
         if self._moment.phase not in (Phase.CLIP, Phase.OPTIMIZER) or not (args and isinstance(args[0], list)):
@@ -330,6 +408,10 @@ class Recorder(TorchDispatchMode):
             elif at.phase in (Phase.PREPARE, Phase.CLIP, Phase.OPTIMIZER):
                 allocation.layer = following
         return self.trace
+
+
+def _path(full: str) -> str:
+    return _AROUND.sub("", full).removesuffix(".")
 
 
 def _head_of(model: nn.Module) -> nn.Module | None:

@@ -4,7 +4,7 @@ import copy
 import gc
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,10 +16,11 @@ from fitplan.audit import ParameterGroup
 from fitplan.cuda import cublas_workspace
 from fitplan.guard import Guard
 from fitplan.phase import Phase
-from fitplan.setup import Attention, Task, TrainingSetup
+from fitplan.setup import SHARDED, Attention, Strategy, Task, TrainingSetup
 from fitplan.step.adapters import names_single_layers
 from fitplan.step.architecture import task_of
 from fitplan.step.audit import Parameter, parameters_of
+from fitplan.step.distribute import distribute, inside, loads_on_host
 from fitplan.step.job import Observer, Place
 from fitplan.step.model import build_skeleton, load_model, load_reference, warmed_up
 from fitplan.step.run import train, update
@@ -39,6 +40,7 @@ from fitplan.trace.kernels import Gpu
 from fitplan.trace.liger import liger_on_meta
 from fitplan.trace.meta import meta_device
 from fitplan.trace.own_state import own_state
+from fitplan.trace.ranks import one_rank
 from fitplan.trace.recorder import Recorder
 
 
@@ -82,7 +84,7 @@ def trace_training(
         InputError: the setup does not suit the model.
 
     """
-    for more_edge in () if full_depth or names_single_layers(setup) else (0, 1):
+    for more_edge in () if full_depth or names_single_layers(setup) or setup.gpus > 1 else (0, 1):
         short, cut = shorten(config, more_edge)
         progress(f"tracing {_layers(short)} of {_layers(config)} layers")
         run = _trace_as_is(short, setup, gpu, only_optimizer)
@@ -131,10 +133,20 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
         observe = _with_workspaces(recorder, gpu, recorder.reserve if only_optimizer else recorder.reserve_with_product)
         if gpu is not None and (parts := warmed_up(skeleton, setup)):
             recorder.pass_by(parts, "caching_allocator_warmup")
-        model = load_model(skeleton, config, setup, place, observe)
+        stack.enter_context(one_rank(setup, recorder))
+        with recorder.on("host") if gpu is not None and loads_on_host(setup) else nullcontext():
+            model = load_model(skeleton, config, setup, place, observe)
         if (reference := load_reference(config, setup, place, observe)) is not None:
             recorder.watch(reference)
-        recorder.watch(model)
+        if setup.strategy not in SHARDED:
+            recorder.watch(model)
+        observe(Phase.PREPARE)
+        parameters = parameters_of(model, setup)
+        model = distribute(model, setup, place)
+        if setup.strategy in SHARDED:  # whoever holds a whole parameter keeps it from being let go
+            recorder.watch(model)
+        if setup.strategy is Strategy.FSDP2:  # which says of shards what they are shards of
+            parameters = parameters_of(model, setup)
         stack.enter_context(recorder.module_calls())
         if only_optimizer:
             update(model, setup, place, observe)
@@ -142,8 +154,8 @@ def _trace_as_is(config: PretrainedConfig, setup: TrainingSetup, gpu: Gpu | None
             shown = min(MICRO_BATCHES, setup.gradient_accumulation_steps)
             train(model, config, setup, place, observe, micro_batches=shown, reference=reference)
         trace = recorder.finish()
-    attention = Attention(str(model.config._attn_implementation))
-    return _ShortRun(trace, parameters_of(model, setup), attention)
+    attention = Attention(str(inside(model).config._attn_implementation))
+    return _ShortRun(trace, parameters, attention)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from fitplan.phase import Phase
 from fitplan.setup import MixedPrecision
 from fitplan.step.architecture import load_config, task_of
 from fitplan.step.batch import make_batch
+from fitplan.step.distribute import distribute
 from fitplan.step.job import Observer, Place
 from fitplan.step.model import build_skeleton, load_model, load_reference
 from fitplan.step.run import EVALUATED, train
@@ -36,6 +37,7 @@ def run(job: Job, place: Place, meter: Meter) -> None:
 
 def _with_step(job: Job, model: nn.Module, config: PretrainedConfig, place: Place, observe: Observer) -> None:
     reference = load_reference(config, job.setup, place, observe)
+    model = distribute(model, job.setup, place)
     train(model, config, job.setup, place, observe, steps=job.steps, reference=reference)
 
 
