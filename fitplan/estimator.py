@@ -86,6 +86,7 @@ def estimate_of(piece: Piece, job: TrainingJob, shape: Shape | None = None) -> M
         estimate,
         allocator=piece.overhead(shape, expandable=job.setup.expandable_segments),
         paged_bytes=_paged_bytes(piece, estimate, job),
+        gpus=job.setup.gpus,
     )
 
 

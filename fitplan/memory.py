@@ -59,6 +59,7 @@ class MemoryEstimate:
         large_blocks: allocations above 1 MiB that live at the peak.
         allocator: what the caching allocator adds; ``None`` where it is not known.
         paged_bytes: optimizer states in managed memory, which moves to the host where the GPU has no room.
+        gpus: of how many GPUs this is one.
 
     """
 
@@ -67,6 +68,7 @@ class MemoryEstimate:
     large_blocks: int
     allocator: AllocatorOverhead | None = None
     paged_bytes: int = 0
+    gpus: int = 1
 
     @property
     def peak_reserved_bytes(self) -> int | None:

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from fitplan.devices.device import Device
+from fitplan.devices.nccl import nccl_on
 from fitplan.footprint.job import TrainingJob
 from fitplan.models.resolve import ModelConfig
-from fitplan.setup import TENSOR_CORES_FOR_BFLOAT16, Dtype, MixedPrecision, TrainingSetup
+from fitplan.setup import TENSOR_CORES_FOR_BFLOAT16, Dtype, Method, MixedPrecision, Strategy, TrainingSetup
 from fitplan.tracer import installed_versions
 from fitplan.units import gib
 
@@ -41,10 +42,28 @@ def notes(
         if installed.get(name, version).partition("+")[0] != version.partition("+")[0]
     )
     found = [*_on_model(model), *_on_length(model, setups), *(_on_gpu(gpu, setups) if gpu is not None else ())]
+    found += dict.fromkeys(note for setup in setups for note in _on_several(setup))
     found += remarks
     if moved:
         found.append(f"these figures were traced with {', '.join(moved)}; --trace takes the installed versions")
     return tuple(found)
+
+
+def _on_several(setup: TrainingSetup) -> Iterator[str]:
+    if setup.gpus == 1:
+        return
+    most = gib(nccl_on(setup.gpus).bytes + nccl_on(setup.gpus).spread_bytes)
+    yield f"all figures are of one of {setup.gpus} GPUs; NCCL's buffers are not predicted, others measured up to {most}"
+    if setup.strategy is Strategy.DDP:
+        yield f"strategy ddp does not split the model: each of the {setup.gpus} GPUs needs all of this"
+        return
+    if setup.quant is not None and setup.quant_storage is None:
+        yield "4-bit weights in uint8 are not sharded, each GPU holds all of them; --quant-storage bfloat16 shards them"
+    if setup.method is Method.FULL and setup.dtype is not Dtype.FLOAT32 \
+            and setup.mixed_precision is not MixedPrecision.NO:  # fmt: skip
+        yield f"with strategy {setup.strategy} accelerate keeps weights that are trained in float32"
+    if setup.gradient_accumulation_steps > 1:
+        yield "between the micro-batches of a step each GPU keeps the gradients whole (accelerate's no_sync)"
 
 
 def _on_model(model: ModelConfig) -> Iterator[str]:

@@ -185,5 +185,6 @@ def _device(memory: DeviceMemory) -> dict[str, Any]:
         "context_bytes": memory.context.bytes,
         "context_source": memory.context.source,
         "context_measured_on": memory.context.measured_on,
+        "nccl_bytes": memory.nccl_bytes,
         "spread_bytes": memory.spread_bytes,
     }

@@ -1,6 +1,7 @@
 """What is asked: a model, a GPU and settings as a person names them; and the job that they make."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -64,7 +65,7 @@ class Question:
         """
         reading = self.reading
         if reading is None:
-            return self
+            return self._counted
         method = self.method or dict(self.settings).get("method") or reading.settings.get("method")
         said = dict(reading.settings)
         if method is not None:
@@ -77,7 +78,18 @@ class Question:
             method=method,
             settings=tuple(chosen.items()),
             remarks=self.remarks + reading.remarks,
-        )
+        )._counted
+
+    @property
+    def _counted(self) -> Self:
+        """The question with the number of GPUs, where it was named with them, among the settings."""
+        count, gpu = counted(self.gpu)
+        if count is None:
+            return self
+        settings = given(dict(self.settings))
+        if settings.setdefault("gpus", count) != count:
+            raise SetupConflict("gpu", "gpus", f"gpu {self.gpu} with gpus {settings['gpus']}: drop one of them")
+        return replace(self, gpu=gpu, settings=tuple(settings.items()))
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -183,7 +195,8 @@ def device_named(gpu: str | int | Device | None, vram: str | int | None) -> Devi
     """The device that a person named, or an amount of memory; ``None`` if neither is given.
 
     Args:
-        gpu: a GPU's name; ``"auto"``, an index (``0`` as well as ``"0"``) or a UUID for one of this machine.
+        gpu: a GPU's name, also with how many of them (``"8xH100"``); ``"auto"``, an index (``0`` as well as ``"0"``) or
+            a UUID for one of this machine.
         vram: an amount of memory: ``"24GiB"`` or bytes.
 
     Raises:
@@ -193,6 +206,7 @@ def device_named(gpu: str | int | Device | None, vram: str | int | None) -> Devi
     """
     if gpu is not None and vram is not None:
         raise SetupConflict("gpu", "vram", "gpu and vram both name a device; drop one of them")
+    _, gpu = counted(gpu)
     if vram is not None:
         return device_of_size(parse_size(vram))
     if gpu is None or isinstance(gpu, Device):
@@ -206,6 +220,15 @@ def device_named(gpu: str | int | Device | None, vram: str | int | None) -> Devi
         if not means_this_machine(gpu):
             raise
     return to_device(choose(detect(), gpu))
+
+
+_COUNTED = re.compile(r"\s*([0-9]{1,5})\s*[x×*]\s*(\S.*)", re.IGNORECASE)
+
+
+def counted(gpu: Any) -> tuple[int | None, Any]:
+    """How many GPUs were named, and which: ``"8xH100"``, ``"2 x RTX 4090"``; ``None`` where no number was."""
+    match = _COUNTED.fullmatch(gpu) if isinstance(gpu, str) else None
+    return (int(match[1]), match[2]) if match else (None, gpu)
 
 
 def _environment(device: Device | None) -> tuple[bool | None, tuple[str, ...]]:

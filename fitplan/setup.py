@@ -979,7 +979,7 @@ def _check_gpus(setup: TrainingSetup) -> None:
         if setup.gpus == 1 and value is not None:
             raise SetupConflict(
                 name, "gpus",
-                f"{name} {shown(value)} with gpus 1: one GPU has nothing to share; choose gpus 2 or more, or drop {name}",
+                f"{name} {shown(value)} with gpus 1: one has nothing to share; choose gpus 2 or more, or drop {name}",
             )  # fmt: skip
     if setup.strategy not in SHARDED:
         return
@@ -998,12 +998,8 @@ def _check_gpus(setup: TrainingSetup) -> None:
     }  # fmt: skip
     for name, why in refused.items():
         if why:
-            value = getattr(setup, name)
-            raise SetupConflict(
-                name,
-                "strategy",
-                f"{name} {shown(value) if value is not None else 'uint8'} with strategy {strategy}: {why}",
-            )
+            value = "uint8" if getattr(setup, name) is None else shown(getattr(setup, name))
+            raise SetupConflict(name, "strategy", f"{name} {value} with strategy {strategy}: {why}")
 
 
 _OPTIMIZERS_REFUSED: Mapping[Optim, str] = {

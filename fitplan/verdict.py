@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from fitplan.devices.context import Context, context_on
 from fitplan.devices.device import Device
+from fitplan.devices.nccl import nccl_on
 from fitplan.memory import AllocatorOverhead, MemoryEstimate
 from fitplan.units import MIB, gib
 
@@ -29,6 +30,7 @@ class DeviceMemory:
         unsplit_bytes: rests that the allocator hands out along with them.
         cached_bytes: what the allocator reserves beyond that; it gives most of it back under pressure.
         context: the CUDA context.
+        nccl_bytes: buffers of NCCL, by which several GPUs talk to each other; 0 on one.
         paged_bytes: managed memory of the optimizer for which there is room; the rest is on the host. The optimizer
             brings it to the GPU before each use (bitsandbytes ``optim/optimizer.py``, ``prefetch_state``), and the
             driver moves it away again where an allocation wants the room (CUDA C++ Programming Guide, unified memory,
@@ -43,11 +45,12 @@ class DeviceMemory:
     context: Context
     paged_bytes: int
     spread_bytes: int
+    nccl_bytes: int = 0
 
     @property
     def least_bytes(self) -> int:
         """What it cannot do without."""
-        return self.allocated_bytes + self.unsplit_bytes + self.context.bytes
+        return self.allocated_bytes + self.unsplit_bytes + self.context.bytes + self.nccl_bytes
 
     @property
     def bytes(self) -> int:
@@ -57,11 +60,11 @@ class DeviceMemory:
 
 def device_memory(estimate: MemoryEstimate, device: Device | None) -> DeviceMemory:
     """What a job takes of a device; where the allocator was not replayed, its part is in the spread."""
-    context, allocator = context_on(device), estimate.allocator
+    context, nccl, allocator = context_on(device), nccl_on(estimate.gpus), estimate.allocator
     if allocator is None:
         allocator = AllocatorOverhead(0, 0, estimate.large_blocks * UNSPLIT_BLOCK_BYTES)
-    pinned = estimate.peak_allocated_bytes + allocator.bytes + context.bytes
-    spread = allocator.spread_bytes + context.spread_bytes
+    pinned = estimate.peak_allocated_bytes + allocator.bytes + context.bytes + nccl.bytes
+    spread = allocator.spread_bytes + context.spread_bytes + nccl.spread_bytes
     room = estimate.paged_bytes if device is None else max(0, device.usable_bytes - pinned - spread)
     return DeviceMemory(
         allocated_bytes=estimate.peak_allocated_bytes,
@@ -70,6 +73,7 @@ def device_memory(estimate: MemoryEstimate, device: Device | None) -> DeviceMemo
         context=context,
         paged_bytes=min(estimate.paged_bytes, room),
         spread_bytes=spread,
+        nccl_bytes=nccl.bytes,
     )
 
 

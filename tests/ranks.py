@@ -4,7 +4,6 @@ from typing import Any
 
 from families import FAMILIES
 
-
 from fitplan.setup import TrainingSetup
 
 LLAMA = FAMILIES["llama"]

@@ -14,7 +14,8 @@ reserve what was measured to within 0.67 %, nine in ten to within 0.15 %; with r
 6.2 %. The newer rule is played by addresses that rise.
 
 What the model leaves out, knowingly:
-- One stream. Blocks that other streams use, CUDA graphs and memory pools of the user have no counterpart.
+- A block belongs to the stream that it was made for, as in ``get_free_block``. That another one uses it too
+  (``record_stream``), which delays its release, has no counterpart, nor have CUDA graphs and memory pools of the user.
 - Addresses that were given back are not used again.
 - An expandable segment never runs out of addresses (in reality it has 1 1/8 times the memory of the GPU).
 - A limit is taken for what the driver can give. A limit that the program sets itself
@@ -77,29 +78,40 @@ class CachingAllocator:
         self._max_split = settings.max_split_size_bytes
         threshold = settings.garbage_collection_threshold
         self._collect_above = None if threshold is None or limit_bytes is None else int(threshold * limit_bytes)
-        # should_split: a remainder of the large pool is split off above 1 MiB only, unless segments are expandable.
-        self._small = Pool(SMALL_SEGMENT, GRANULE, _UNLIMITED)
-        self._large = Pool(
-            LARGE_SEGMENT,
-            GRANULE if expandable else LARGE_BLOCK + GRANULE,
-            _UNLIMITED if expandable or self._max_split is None else self._max_split,
-        )
+        self._pools: dict[int, tuple[Pool, Pool]] = {}
         self._plain = not expandable and self._max_split is None
         self._oldest_first = takes_oldest_first() if oldest_first is None else oldest_first
         self._next_address = _UNLIMITED
         self._segments = 0
         self._idle = 0
         self.allocated = self.requested = self.reserved = self.releases_under_pressure = 0
+        self._open(0)
+
+    def _open(self, stream: int) -> tuple[Pool, Pool]:
+        """The pools of a stream, of small and of large blocks.
+
+        A remainder of the large one is split off above 1 MiB only, unless segments are expandable (``should_split``).
+        """
+        expandable = self._expandable
+        pools = self._pools[stream] = (
+            Pool(SMALL_SEGMENT, GRANULE, _UNLIMITED),
+            Pool(
+                LARGE_SEGMENT,
+                GRANULE if expandable else LARGE_BLOCK + GRANULE,
+                _UNLIMITED if expandable or self._max_split is None else self._max_split,
+            ),
+        )
         if expandable:
-            for number, pool in enumerate((self._small, self._large), 1):
+            for number, pool in enumerate(pools, 2 * len(self._pools) - 1):
                 gap = Block(pool, number * _ADDRESS_SPACE // pool.page * pool.page, _ADDRESS_SPACE // 2)
                 gap.mapped = False
                 pool.unmapped.append(gap)
+        return pools
 
     @property
     def segments(self) -> int:
         """Segments that are held; of an expandable one, each stretch of mapped pages (``snapshot``)."""
-        gaps = (gap for pool in (self._small, self._large) for gap in pool.unmapped)
+        gaps = (gap for pools in self._pools.values() for pool in pools for gap in pool.unmapped)
         return self._segments + sum(gap.previous is not None for gap in gaps)
 
     @property
@@ -113,12 +125,13 @@ class CachingAllocator:
     @property
     def large_blocks(self) -> int:
         """Blocks handed out from the pool of the requests above 1 MiB."""
-        return self._large.live
+        return sum(large.live for _, large in self._pools.values())
 
-    def malloc(self, requested: int) -> Block | None:
+    def malloc(self, requested: int, stream: int = 0) -> Block | None:
         """A block for at least one byte, or ``None``: out of memory. (A tensor of no bytes asks for no block.)"""
         size = rounded(requested)
-        pool = self._small if size <= LARGE_BLOCK else self._large
+        pools = self._pools.get(stream) or self._open(stream)
+        pool = pools[size > LARGE_BLOCK]
         if self._collect_above is not None:
             pool.searches += 1
         place = bisect_left(pool.keys, size << ADDRESS_BITS)
@@ -229,7 +242,7 @@ class CachingAllocator:
 
     def _release_cached(self) -> None:
         """Give back whatever is whole and cached (``release_cached_blocks``)."""
-        for pool in (self._large, self._small):
+        for pool in (pool for pools in self._pools.values() for pool in reversed(pools)):
             for block in list(pool.blocks):
                 if self._expandable:
                     self._unmap(block)
@@ -253,12 +266,11 @@ class CachingAllocator:
 
     def _collect_garbage(self, threshold: int) -> None:
         """Give back the idle large segments that were unused longest (``garbage_collect_cached_blocks``)."""
-        pool = self._large
         missing = self.reserved - threshold
-        idle = [block for block in pool.blocks if block.whole]
+        idle = [block for _, pool in self._pools.values() for block in pool.blocks if block.whole]
         while missing > 0 and idle:
-            age = sum(pool.searches - block.searches for block in idle) / len(idle)
-            for block in [block for block in idle if pool.searches - block.searches >= age]:
+            age = sum(block.pool.searches - block.searches for block in idle) / len(idle)
+            for block in [block for block in idle if block.pool.searches - block.searches >= age]:
                 missing -= block.size
                 idle.remove(block)
                 self._release(block)

@@ -5,8 +5,9 @@ the first steps may not hold what the third one asks for, which then takes new s
 again until that takes nothing more from the driver.
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from fitplan.allocator.blocks import Block
 from fitplan.allocator.caching import CachingAllocator
@@ -98,7 +99,9 @@ def replay(trace: Trace, settings: AllocatorSettings | None = None, limit_bytes:
     """Replay the births and releases of a trace; see :func:`replay_events`."""
     sizes = [allocation.size for allocation in trace.allocations]
     moments = trace.moments
-    peaks = replay_events(sizes, trace.events, settings, limit_bytes, steps=trace.steps, emptied=trace.emptied)
+    peaks = replay_events(
+        sizes, trace.events, settings, limit_bytes, steps=trace.steps, emptied=trace.emptied, streams=trace.streams
+    )
     failed = None
     if peaks.failed_event >= 0:
         failed = OutOfMemory(
@@ -111,6 +114,8 @@ def replay(trace: Trace, settings: AllocatorSettings | None = None, limit_bytes:
         peaks, moment_title(moments[peaks.reserved_event], trace) if peaks.reserved_event >= 0 else "", failed
     )
 
+
+NO_STREAMS: Mapping[int, int] = MappingProxyType({})
 
 MOST_STEPS = 10
 """Steps that are replayed at most."""
@@ -145,11 +150,12 @@ def replay_events(
     *,
     steps: Sequence[int],
     emptied: Container[int] = frozenset(),
+    streams: Mapping[int, int] = NO_STREAMS,
 ) -> Peaks:
-    """Replay births (``i``) and releases (``~i``) of blocks, one stream, with no more than ``limit_bytes`` to reserve.
+    """Replay births (``i``) and releases (``~i``) of blocks, with no more than ``limit_bytes`` to reserve.
 
     ``steps`` tells in which optimizer step each event is (:func:`places_replayed`); ``emptied`` are the births, of no
-    bytes, at which the cache is emptied.
+    bytes, at which the cache is emptied; ``streams`` names those that are for another stream than the first.
     The events must hold everything that comes from the caching allocator; the workspaces of cuBLAS do.
     A garbage collection threshold is a share of ``limit_bytes`` and does nothing without it, as PyTorch's does nothing
     until the program sets a memory fraction.
@@ -173,7 +179,7 @@ def replay_events(
             if event in emptied:
                 allocator.empty_cache()
             continue
-        blocks[event] = block = malloc(size)
+        blocks[event] = block = malloc(size, streams[event]) if event in streams else malloc(size)
         if block is None:
             failed = place
             break

@@ -5,7 +5,7 @@ made; a job in between lies on the line between its neighbours, and says how far
 """
 
 from bisect import bisect_left
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from fitplan.footprint.size import Shape
@@ -36,18 +36,23 @@ class OverheadSample:
 
 
 def replayed(
-    sizes: Sequence[int], events: Sequence[int], steps: Sequence[int], shape: Shape, emptied: Container[int]
+    sizes: Sequence[int],
+    events: Sequence[int],
+    steps: Sequence[int],
+    shape: Shape,
+    emptied: Container[int],
+    streams: Mapping[int, int] | None = None,
 ) -> OverheadSample:
     """What the allocator adds to a job of this shape, whose blocks have these sizes.
 
     ``steps`` tells in which optimizer step each event is; ``emptied`` are the births, of no bytes, at which the cache
-    is emptied.
+    is emptied; ``streams`` are those that are not for the first stream.
     """
     from fitplan.allocator.replay import replay_events  # a shipped answer replays nothing, and starts sooner
     from fitplan.allocator.settings import EXPANDABLE, PLAIN
 
     plain, expandable = (
-        replay_events(sizes, events, settings, steps=steps, emptied=emptied).overhead
+        replay_events(sizes, events, settings, steps=steps, emptied=emptied, streams=streams or {}).overhead
         for settings in (PLAIN, EXPANDABLE)
     )
     return OverheadSample(shape.batch_size, shape.seq_len, plain, expandable)

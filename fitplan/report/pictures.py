@@ -43,8 +43,11 @@ LIGHT: dict[str, str] = {
     Category.LOGITS_AND_LOSS: "#e3cf1d",
     Category.TEMPORARIES: "#d55e00",
     Category.WORKSPACES: "#8e98a3",
+    Category.GATHERED_WEIGHTS: "#882255",
+    Category.COMMUNICATION: "#117733",
     "kept": "#c3cad2",
     "context": "#4a525c",
+    "nccl": "#999933",
     _WHOLE: "#0073b3",
     Fit.FITS: "#d3efe3",
     Fit.TIGHT: "#fbeab5",
@@ -78,8 +81,11 @@ _HATCHES: dict[str, str] = {
     Category.LOGITS_AND_LOSS: "---",
     Category.TEMPORARIES: "+++",
     Category.WORKSPACES: "",
+    Category.GATHERED_WEIGHTS: "...",
+    Category.COMMUNICATION: "ooo",
     "kept": "xx",
     "context": "",
+    "nccl": "**",
 }
 _NAMES: dict[Any, str] = {**CATEGORY_NAMES, **BESIDE_NAMES}
 _HAIR = 1 / 400

@@ -28,6 +28,8 @@ CATEGORY_NAMES = {
     Category.LOGITS_AND_LOSS: "logits and loss",
     Category.TEMPORARIES: "temporaries",
     Category.WORKSPACES: "cuBLAS workspaces",
+    Category.GATHERED_WEIGHTS: "gathered weights",
+    Category.COMMUNICATION: "communication",
 }
 _COLOURS = {
     Category.BASE_WEIGHTS: "blue",
@@ -38,14 +40,21 @@ _COLOURS = {
     Category.LOGITS_AND_LOSS: "yellow",
     Category.TEMPORARIES: "bright_black",
     Category.WORKSPACES: "white",
+    Category.GATHERED_WEIGHTS: "bright_magenta",
+    Category.COMMUNICATION: "bright_cyan",
 }
 VERDICT_STYLES = {
     Fit.FITS: ("fits", "bold green"),
     Fit.TIGHT: ("tight", "bold yellow"),
     Fit.DOES_NOT_FIT: ("does not fit", "bold red"),
 }
-_MARKS = "█▓▒░▞▚▖▘▤▪"
-LIKE = dict(zip(f"{_MARKS}·│±", (*"#@%:/\\<>=+", ".", "|", "+-"), strict=True))
+_MARKS: dict[str, str] = {
+    **dict(zip(Category, "█▓▒░▞▚▖▘▥▧", strict=True)),
+    "kept": "▤",
+    "context": "▪",
+    "nccl": "▨",
+}
+LIKE = dict(zip("█▓▒░▞▚▖▘▤▪▥▧▨·│±", (*"#@%:/\\<>=+&*~", ".", "|", "+-"), strict=True))
 """What stands for a mark where the output cannot show it."""
 BAR_WIDTH = 50
 LOUD_SHARE = 0.5
@@ -58,7 +67,10 @@ def print_check(report: CheckReport, console: Console) -> None:
     heading = Text(report.model.name, style="bold")
     heading.append(f"  {count(report.plans[0].base_parameters)} parameters", style="not bold")
     if gpu is not None:
-        heading.append(f"  on {gpu.name}, {gib(gpu.usable_bytes)} usable", style="not bold")
+        gpus = report.plans[0].setup.gpus
+        several = f"{gpus} x " if gpus > 1 else ""
+        each = ", each with" if gpus > 1 else ","
+        heading.append(f"  on {several}{gpu.name}{each} {gib(gpu.usable_bytes)} usable", style="not bold")
     console.print(heading)
     for plan in report.plans:
         console.print()
@@ -141,12 +153,17 @@ def describe_recipe(setup: TrainingSetup) -> str:
 BESIDE_NAMES = {
     "kept": "allocator cache",
     "context": "CUDA context",
+    "nccl": "NCCL",
 }
 
 
 def beside(memory: DeviceMemory) -> dict[str, int]:
     """What the device holds beside the breakdown of what is allocated, by the keys of :data:`BESIDE_NAMES`."""
-    return {"kept": memory.unsplit_bytes + memory.cached_bytes, "context": memory.context.bytes}
+    return {
+        "kept": memory.unsplit_bytes + memory.cached_bytes,
+        "context": memory.context.bytes,
+        "nccl": memory.nccl_bytes,
+    }
 
 
 def _bar(plan: Plan, gpu: Device | None) -> Text:
@@ -154,10 +171,10 @@ def _bar(plan: Plan, gpu: Device | None) -> Text:
     used = plan.memory.bytes
     full = max(used, gpu.usable_bytes) if gpu is not None else used
     drawn = max(1, round(used / full * BAR_WIDTH))
-    parts = [*((_COLOURS[category], size) for category, size in plan.estimate.breakdown.items())]
-    parts += [("white", size) for size in beside(plan.memory).values()]
+    parts = [(_MARKS[category], _COLOURS[category], size) for category, size in plan.estimate.breakdown.items()]
+    parts += [(_MARKS[key], "white", size) for key, size in beside(plan.memory).items()]
     bar = Text()
-    for mark, (colour, _), width in zip(_MARKS, parts, shared([size for _, size in parts], drawn), strict=True):
+    for (mark, colour, _), width in zip(parts, shared([size for *_, size in parts], drawn), strict=True):
         bar.append(mark * width, style=colour)
     bar.append("·" * (BAR_WIDTH - drawn), style="dim")
     if gpu is not None and used > gpu.usable_bytes:
@@ -184,12 +201,12 @@ def _breakdown(plan: Plan) -> Table:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     total = plan.memory.bytes
-    allocated = [(CATEGORY_NAMES[item], _COLOURS[item], size) for item, size in plan.estimate.breakdown.items()]
-    rows = [*allocated, *((BESIDE_NAMES[item], "white", size) for item, size in beside(plan.memory).items())]
-    for mark, (name, colour, size) in zip(_MARKS, rows, strict=True):
+    allocated = [(item, CATEGORY_NAMES[item], _COLOURS[item], n) for item, n in plan.estimate.breakdown.items()]
+    rows = [*allocated, *((item, BESIDE_NAMES[item], "white", size) for item, size in beside(plan.memory).items())]
+    for item, name, colour, size in rows:
         if size >= _SMALL:
-            table.add_row(Text(f"{mark} {name}", style=colour), gib(size), _share(size, total))
-    rest = sum(size for _, _, size in rows if size < _SMALL)
+            table.add_row(Text(f"{_MARKS[item]} {name}", style=colour), gib(size), _share(size, total))
+    rest = sum(size for *_, size in rows if size < _SMALL)
     if rest >= _SMALL:
         table.add_row("  other", gib(rest), _share(rest, total))
     return table

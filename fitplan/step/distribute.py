@@ -16,7 +16,7 @@ from accelerate.utils.operations import convert_outputs_to_fp32
 from torch import nn
 from transformers import PreTrainedModel
 
-from fitplan.errors import LibraryMoved
+from fitplan.errors import MissingDependency
 from fitplan.faults import interface_of
 from fitplan.setup import SHARDED, MixedPrecision, Strategy, TrainingSetup
 from fitplan.step.job import Place
@@ -102,7 +102,9 @@ def _fsdp2(model: nn.Module, setup: TrainingSetup, place: Place) -> nn.Module:
     try:
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
     except ImportError as error:
-        raise LibraryMoved("strategy fsdp2 needs accelerate 1.8 or newer; pip install --upgrade accelerate") from error
+        raise MissingDependency(
+            "strategy fsdp2 needs accelerate 1.7 or newer; pip install --upgrade accelerate, or choose strategy fsdp1"
+        ) from error
     plugin = _plugin(setup, fsdp_version=2, reshard_after_forward=setup.reshard_after_forward)
     mesh = init_device_mesh("cuda" if place.device == "cuda" else "cpu", (setup.gpus,), mesh_dim_names=("fsdp",))
     accelerator = SimpleNamespace(

@@ -34,7 +34,9 @@ def train(
     micro_batches: int | None = None,
     reference: nn.Module | None = None,
 ) -> None:
-    """Run ``steps`` optimizer steps on synthetic batches; ``model`` as :func:`fitplan.step.distribute.distribute` left it.
+    """Run ``steps`` optimizer steps on synthetic batches.
+
+    ``model`` is as :func:`fitplan.step.distribute.distribute` left it.
 
     Optimizer states exist from the end of the first step on, so two steps show every state that later steps repeat.
     ``micro_batches`` caps how many of the micro-batches of a step are run (of the first step, one); all of them are on

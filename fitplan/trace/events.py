@@ -149,6 +149,11 @@ class Trace:
         return frozenset(number for number, one in enumerate(self.allocations) if one.op == EMPTY_CACHE)
 
     @property
+    def streams(self) -> dict[int, int]:
+        """The allocations that are for another stream than the first, and for which."""
+        return {number: one.stream for number, one in enumerate(self.allocations) if one.stream}
+
+    @property
     def steps(self) -> list[int]:
         """For each event, the optimizer step in which it happened."""
         return [moment.step for moment in self.moments]

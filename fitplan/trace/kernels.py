@@ -625,7 +625,7 @@ def question(func: Any, args: Any) -> Callable[[Any, Any, Any], Any] | None:
 
 
 def _copied_off(func: Any, args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
-    """To the host. What ranks send each other in numbers of their own comes back as this rank sent it (DDP's reducer)."""
+    """To the host. Numbers that ranks send each other come back as this rank sent them (DDP's reducer)."""
     value = values.value_of(args[1])
     return args[0] if value is None else func(args[0], value)
 

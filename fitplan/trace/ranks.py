@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import GradBucket
 
 from fitplan.errors import InputError
 from fitplan.faults import interface_of
@@ -101,7 +102,7 @@ def _teach_meta(guard: Guard) -> None:
 
 
 def _give_addresses(guard: Guard) -> None:
-    """FSDP1 compares addresses (``_flat_param.py``, ``_same_storage``): tensors of one storage, and only they, are alike."""
+    """FSDP1 compares addresses (``_flat_param.py``, ``_same_storage``): those of tensors of one storage are alike."""
     of_tensor, of_storage = torch.Tensor.data_ptr, torch.UntypedStorage.data_ptr
 
     def address_of_storage(storage: Any) -> int:
@@ -113,7 +114,7 @@ def _give_addresses(guard: Guard) -> None:
         if not tensor.is_meta:
             return int(of_tensor(tensor))
         start = address_of_storage(tensor.untyped_storage())
-        return start + tensor.storage_offset() * tensor.element_size() if start else 0
+        return start + int(tensor.storage_offset()) * tensor.element_size() if start else 0
 
     guard.exchange_here(torch.Tensor, "data_ptr", address)
     guard.exchange_here(torch.UntypedStorage, "data_ptr", address_of_storage)
@@ -295,7 +296,7 @@ def _play_ddp(guard: Guard, recorder: Recorder) -> None:
     guard.exchange_here(parallel.DistributedDataParallel, "_pre_forward", prepare)
 
 
-def _reduced(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _reduced(_: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     future.set_result(bucket.buffer())
     return future

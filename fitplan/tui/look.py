@@ -28,6 +28,8 @@ _COLOURS = {
     "logits-and-loss": "#F0E442",
     "temporaries": "#999999",
     "workspaces": "#B8860B",
+    "gathered-weights": "#882255",
+    "communication": "#117733",
     "context": "#7F7F7F",
 }
 
@@ -91,8 +93,8 @@ class Part:
     bytes: int
 
 
-_MARKS = dict(zip(Category, "█▓▒░▞▚▖▘", strict=True))
-_MARKS_BESIDE = "▤▮"
+_MARKS = dict(zip(Category, "█▓▒░▞▚▖▘▥▧", strict=True))
+_MARKS_BESIDE = "▤▮▨"
 
 
 def parts_of(moment: MemoryMoment) -> list[Part]:

@@ -41,7 +41,7 @@ def predicted_phases(trace: Trace, *, expandable: bool) -> tuple[PhaseMemory, ..
         most = peaks.setdefault((moment.phase, moment.step), list(now))
         if event >= 0:
             if size := trace.allocations[event].size:
-                blocks[event] = allocator.malloc(size)
+                blocks[event] = allocator.malloc(size, trace.allocations[event].stream)
             elif trace.allocations[event].op == EMPTY_CACHE:
                 allocator.empty_cache()
         elif ~event in blocks:

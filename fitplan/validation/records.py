@@ -108,8 +108,9 @@ def write_record(document: dict[str, Any], folder: Path | None = None, label: st
 
 
 def nearest(model: str, setup: TrainingSetup) -> Record | None:
-    """The record of the same model and method that differs in the fewest other settings; of these, what was measured
-    before what was rehearsed, in tokens least, and of the same job the newest.
+    """The record of the same model, method and number of GPUs that differs in the fewest other settings.
+
+    Of these, what was measured before what was rehearsed, in tokens least, and of the same job the newest.
     """
     tokens = math.log(setup.batch_size * setup.seq_len)
 
@@ -121,19 +122,19 @@ def nearest(model: str, setup: TrainingSetup) -> Record | None:
             abs(math.log(record.setup["batch_size"] * record.setup["seq_len"]) - tokens),
         )
 
-    newest_first = sorted(_records(model, str(setup.method)), key=lambda record: record.created, reverse=True)
-    return min(newest_first, key=distance, default=None)
+    records = _records(model, str(setup.method), setup.gpus)
+    return min(sorted(records, key=lambda record: record.created, reverse=True), key=distance, default=None)
 
 
 _BESIDE_SETTINGS = {"batch_size", "seq_len"}
 """How many tokens there are is compared by itself."""
 
 
-def _records(model: str, method: str) -> Iterator[Record]:
+def _records(model: str, method: str, gpus: int) -> Iterator[Record]:
     for text in _texts(model, method):
         with suppress(*_DAMAGED):  # what is damaged is no evidence
             record = _record(json.loads(text))
-            if record.setup["method"] == method:
+            if record.setup["method"] == method and record.setup.get("gpus", 1) == gpus:
                 yield record
 
 
