@@ -16,6 +16,7 @@ from fitplan.models.resolve import ModelConfig
 from fitplan.plan import CheckReport, Plan
 from fitplan.setup import (
     END_TO_END,
+    SHARDED,
     Adapter,
     KbitCastBack,
     Loss,
@@ -24,6 +25,7 @@ from fitplan.setup import (
     Objective,
     Padding,
     Quant,
+    Strategy,
     Task,
     TrainingSetup,
 )
@@ -98,6 +100,7 @@ def _check_trainer(setup: TrainingSetup) -> None:
         "adapter_dtype": setup.adapter_dtype is not None,
         "kbit_cast_back": setup.kbit_cast_back not in (None, KbitCastBack.NONE),
         "padding": setup.padding in END_TO_END,
+        "gradient_as_bucket_view": bool(setup.gradient_as_bucket_view),
     }
     for name, is_foreign in foreign.items():
         if is_foreign:
@@ -143,20 +146,25 @@ if __name__ == "__main__":
 _DOCSTRING = Template("""\
 $method of $model.
 
-    python train.py           a few steps on made-up text: does it run, and what does it take?
-    python train.py FILE      one pass over your data: $file
+    $launcher train.py           a few steps on made-up text: does it run, and what does it take?
+    $launcher train.py FILE      one pass over your data: $file
 
 fitplan predicts $prediction,
 with $versions.
-It holds for one GPU (CUDA_VISIBLE_DEVICES=0 where there are several) and the settings below; other learning rates do
+It holds for $gpus and the settings below; other learning rates do
 not change it.
 """)
+
+_ONE_GPU = "one GPU (CUDA_VISIBLE_DEVICES=0 where there are several)"
 
 _METHOD_NAMES = {Method.FULL: "Full fine-tuning", Method.LORA: "LoRA fine-tuning", Method.QLORA: "QLoRA fine-tuning"}
 
 
 def _docstring(report: CheckReport, plan: Plan, data: "_Data") -> str:
+    gpus = plan.setup.gpus
     return _DOCSTRING.substitute(
+        launcher="python" if gpus == 1 else f"torchrun --nproc-per-node {gpus}",
+        gpus=_ONE_GPU if gpus == 1 else f"each of {gpus} GPUs",
         model=_plain(report.model.name),
         method=_METHOD_NAMES[plan.setup.method],
         file=data.file,
@@ -317,6 +325,7 @@ def _quantisation(model: ModelConfig, setup: TrainingSetup) -> list[str]:
         f'bnb_4bit_quant_type="{setup.quant}"',
         f"bnb_4bit_use_double_quant={setup.double_quant}",
         f"bnb_4bit_compute_dtype=torch.{setup.compute_dtype}",
+        *([f"bnb_4bit_quant_storage=torch.{setup.quant_storage}"] if setup.quant_storage else []),
     ]
     return [_exploded("quantization = BitsAndBytesConfig", settings)]
 
@@ -661,11 +670,26 @@ def _training_arguments(plan: Plan) -> list[str]:
         f'optim="{setup.optim}"',
         *(["# Of the package liger-kernel.\nuse_liger_kernel=True"] if setup.use_liger_kernel else []),
         f"max_grad_norm={MAX_GRAD_NORM}",
+        *_several(setup),
         "logging_steps=10",
         '# The result is saved at the end.\nsave_strategy="no"',
         'report_to="none"',
         "# Without a GPU the script can be tried on a small model.\nuse_cpu=not torch.cuda.is_available()",
     ]
+
+
+def _several(setup: TrainingSetup) -> list[str]:
+    """How several GPUs share the model; with DDP nothing is to be said."""
+    if setup.strategy not in SHARDED:
+        return []
+    config: dict[str, Any] = {"version": 2 if setup.strategy is Strategy.FSDP2 else 1}
+    if setup.strategy is Strategy.FSDP1:
+        config["use_orig_params"] = setup.use_orig_params
+    config["reshard_after_forward"] = setup.reshard_after_forward
+    if setup.strategy is Strategy.FSDP1:
+        config["reshard_after_forward"] = "FULL_SHARD" if setup.reshard_after_forward else "SHARD_GRAD_OP"
+    items = [f'"{name}": {_text(value) if isinstance(value, str) else value}' for name, value in config.items()]
+    return ['# Each GPU holds a part of the model.\nfsdp="full_shard auto_wrap"', f"fsdp_config={{{', '.join(items)}}}"]
 
 
 def _evaluation(setup: TrainingSetup) -> list[str]:

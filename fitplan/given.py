@@ -20,6 +20,7 @@ from fitplan.setup import (
     Padding,
     Quant,
     Stack,
+    Strategy,
     Task,
 )
 
@@ -80,6 +81,12 @@ class OtherSettings(TypedDict, total=False):
     expandable_segments: bool | None
     padding: Padding | str | None
     num_labels: int | None
+    gpus: int | None
+    strategy: Strategy | str | None
+    reshard_after_forward: bool | None
+    use_orig_params: bool | None
+    gradient_as_bucket_view: bool | None
+    quant_storage: Dtype | str | None
 
 
 class GivenSettings(OtherSettings, total=False):

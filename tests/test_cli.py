@@ -377,7 +377,7 @@ def test_a_small_job_on_a_large_gpu_is_seen(capsys: pytest.CaptureFixture[str]) 
         (["validate", "llama-8b", "--find-limits", "seq"], "did you mean --find-limit?"),
         (["check", "llama-8b", "--emit", "pyhton"], "did you mean python?"),
         (["check", "llama-8b", "--optim", "adamw"], "did you mean adamw_torch_fused or adamw_torch?"),
-        (["check", "llama-8b", "--bogus"], "unrecognized arguments: --bogus; see"),
+        (["check", "llama-8b", "--xyzzy"], "unrecognized arguments: --xyzzy; see"),
     ],
 )
 def test_a_slip_gets_a_hint(typed: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:

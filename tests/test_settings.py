@@ -18,7 +18,7 @@ from fitplan.given import GivenSettings, OtherSettings
 from fitplan.report.command import flags
 from fitplan.report.terminal import describe_recipe
 from fitplan.settings import ByName, Decides, Names, Numbers, Pattern, Setting, Version
-from fitplan.setup import SETTINGS, TrainingSetup
+from fitplan.setup import SETTINGS, Strategy, TrainingSetup
 from fitplan.tui.knobs import KNOBS
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -44,6 +44,10 @@ NEEDED: dict[str, dict[str, Any]] = {
     "objective": {"loss": "fused"},
     "beta": {"objective": "grpo", "loss": "fused"},
     "layers_to_transform": {"target_modules": ("k_proj",)},
+    "strategy": {"gpus": 2, "strategy": "fsdp2", "method": "lora"},
+    "reshard_after_forward": {"gpus": 2, "strategy": "fsdp2"},
+    "use_orig_params": {"gpus": 2, "strategy": "fsdp1", "method": "lora"},
+    "gradient_as_bucket_view": {"gpus": 2, "strategy": "ddp"},
 }
 """What some settings want besides."""
 OTHERS: dict[Any, Any] = {Names: ("q_proj",), Pattern: ("q_proj",), Numbers: (3,), ByName: (("q_proj", 3),)}
@@ -52,6 +56,8 @@ OTHERS: dict[Any, Any] = {Names: ("q_proj",), Pattern: ("q_proj",), Numbers: (3,
 def another(one: Setting, value: Any) -> Any:
     """A value that ``value`` is not."""
     if one.is_enum:
+        if one.name == "strategy":
+            return Strategy.DDP
         return next(word for word in reversed(one.kind) if word != value)  # nf4 and fp4 take the same bytes
     if one.kind is bool:
         return not value
@@ -96,6 +102,7 @@ OF_OTHER_STACKS = (
     "completion_len",
     "beta",
     "activation_offloading",
+    "gradient_as_bucket_view",
 )
 """What a script for ``transformers.Trainer`` does not have."""
 
