@@ -330,6 +330,7 @@ class TrainingSetup:
         group=Group.GPUS,
         help="GPUs that train together, each with batches of its own; all figures are those of one",
         theirs="num_processes",
+        decides=Decides.SHAPE,
         words=lambda gpus: f"{gpus} GPUs" if gpus > 1 else "",
     )
     strategy: Strategy | None = setting(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fitplan.cuda import AMPERE
-from fitplan.errors import FitplanError, InputError, LibraryMoved, ModelNotSupported
+from fitplan.errors import FitplanError, InputError, LibraryMoved, ModelNotSupported, SetupConflict
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.recipe import SOME_DROPOUT, kernels_of
@@ -26,15 +26,17 @@ from fitplan.setup import (
     Optim,
     Padding,
     Stack,
+    Strategy,
     TrainingSetup,
     with_defaults,
 )
 from fitplan.stacks import as_run_by
-from fitplan.surveyor import optimizer_of, shaped, survey_of
+from fitplan.surveyor import gpus_of, optimizer_of, shaped, survey_of
 from fitplan.tracer import installed_versions, trace_job
 from fitplan.whole import write_whole
 
 CHECKED = Shape(3, 200, 16, 1)
+CHECKED_GPUS = 8
 """A shape that no formula is made from."""
 
 
@@ -75,6 +77,11 @@ def common_setups(capability: tuple[int, int]) -> Iterator[TrainingSetup]:
         yield setup(method, stack=Stack.TRL)
         for padding in (Padding.NONE, Padding.PACKED):
             yield setup(method, stack=Stack.TRL, dtype=Dtype.BFLOAT16, padding=padding, batch_size=1)
+    for strategy in (Strategy.FSDP2, Strategy.DDP):
+        for method in Method:
+            yield setup(method, gpus=2, strategy=strategy)
+    sharded = {"quant_storage": Dtype.BFLOAT16, "kbit_prepare": False}
+    yield setup(Method.QLORA, gpus=2, strategy=Strategy.FSDP2, **sharded)
     for method in (Method.LORA, Method.QLORA):  # what others take where nobody says, as TRL runs it
         yield TrainingSetup(method=method, **as_run_by(Stack.TRL, method))
 
@@ -138,7 +145,9 @@ def ship(
             made.optimizers[key] = {setup.optim: [added]}
             for optim in Optim:
                 if optim is not setup.optim:
-                    made.optimizers[key][optim] = _optimizer(job.with_setup(setup.with_(optim=optim)), ranks, progress)
+                    with contextlib.suppress(SetupConflict):  # sharded weights are not for all of them
+                        with_other = job.with_setup(setup.with_(optim=optim))
+                        made.optimizers[key][optim] = _optimizer(with_other, ranks, progress)
         made.footprints.append((job.recipe, key, footprint))
         made.versions |= installed_versions(setup)
         _write(path, made)  # as far as it is now: tracing takes minutes, and may be interrupted
@@ -196,7 +205,8 @@ def _optimizer(
 def _checked(job: TrainingJob, progress: Callable[[str], None]) -> tuple[Footprint, OptimizerFootprint]:
     """The footprint of one setup, after it has given a trace that it was not made from."""
     footprint, optimizer = survey_of(job, progress).footprint(installed_versions())
-    shape = replace(CHECKED, lora_r=job.shape.lora_r)
+    gpus = min(CHECKED_GPUS, gpus_of(job)[-1])
+    shape = replace(CHECKED, lora_r=job.shape.lora_r, gpus=gpus)
     piece = footprint.piece(shape)
     if piece is not None:
         traced = estimate_trace(trace_job(job.model, shaped(job.setup, shape), job.capability, progress).trace)

@@ -8,9 +8,9 @@ from fitplan.errors import ModelNotSupported
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint, piece_at_point
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.overhead import replayed
-from fitplan.footprint.size import NoFormula, Numbers, Shape
+from fitplan.footprint.size import PARTS, NoFormula, Numbers, Shape
 from fitplan.memory import estimate_trace
-from fitplan.setup import FUSED_TILE_TOKENS, Loss, Objective, Optim, TrainingSetup
+from fitplan.setup import FUSED_TILE_TOKENS, SHARDED, Loss, Objective, Optim, TrainingSetup
 from fitplan.tracer import Progress, installed_versions, needed_for, trace_job
 
 if TYPE_CHECKING:
@@ -87,7 +87,28 @@ def optimizer_of(job: TrainingJob, ranks: tuple[int, int], progress: Progress) -
     def trace_at(shape: Shape) -> "TracedRun":
         return trace_job(job.model, shaped(cheaper, shape), job.capability, progress, only_optimizer=True)
 
-    return optimizer_footprint(trace_at, job.capability, ranks)
+    return optimizer_footprint(trace_at, job.capability, ranks, gpus_of(job))
+
+
+RANKS = (2, 521)
+
+
+def ranks_of(job: TrainingJob) -> tuple[int, int]:
+    """The ranks that a survey of the job is for.
+
+    On several GPUs that is its own: what is sent holds adapters beside frozen weights, and into how many buckets DDP
+    puts gradients depends on the rank.
+    """
+    rank = job.shape.lora_r
+    return RANKS if rank and job.setup.gpus == 1 else (rank, rank)
+
+
+def gpus_of(job: TrainingJob) -> tuple[int, ...]:
+    """The numbers of GPUs that a survey of the job is for: those that divide what they cut up."""
+    if job.setup.strategy not in SHARDED:
+        return (min(job.setup.gpus, 2),)
+    rank = job.shape.lora_r or PARTS
+    return tuple(n for n in range(2, PARTS + 1) if PARTS % n == 0 and rank % n == 0)
 
 
 def survey_of(job: TrainingJob, progress: Progress) -> "Survey":
@@ -103,7 +124,9 @@ def survey_of(job: TrainingJob, progress: Progress) -> "Survey":
     return Survey(
         lambda shape: trace_job(job.model, shaped(job.setup, shape), job.capability, progress),
         job.capability,
-        with_rank=job.shape.lora_r > 0,
+        ranks=ranks_of(job),
+        gpus=gpus_of(job),
+        accumulates=job.setup.strategy not in SHARDED,  # which keep gradients whole between micro-batches
         positions=job.model.positions or LONGEST,
         turning_points=job.model.windows,
         numbers=Numbers(
@@ -124,5 +147,6 @@ def shaped(setup: TrainingSetup, shape: Shape) -> TrainingSetup:
         batch_size=shape.batch_size,
         seq_len=shape.seq_len,
         gradient_accumulation_steps=shape.gradient_accumulation_steps,
+        gpus=shape.gpus,
         **rank,
     )

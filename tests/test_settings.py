@@ -44,6 +44,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "objective": {"loss": "fused"},
     "beta": {"objective": "grpo", "loss": "fused"},
     "layers_to_transform": {"target_modules": ("k_proj",)},
+    "gpus": {"gpus": 2},
     "strategy": {"gpus": 2, "strategy": "fsdp2", "method": "lora"},
     "reshard_after_forward": {"gpus": 2, "strategy": "fsdp2"},
     "use_orig_params": {"gpus": 2, "strategy": "fsdp1", "method": "lora"},

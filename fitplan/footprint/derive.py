@@ -249,7 +249,8 @@ class _Derivation:
                 events.append(event)
                 steps.append(moment.step)
         emptied = {number for number, birth in enumerate(births) if birth.allocation.op == EMPTY_CACHE}
-        return tuple(replayed(self._sizes(shape), events, steps, shape, emptied) for shape in shapes)
+        streams = {n: birth.allocation.stream for n, birth in enumerate(births) if birth.allocation.stream}
+        return tuple(replayed(self._sizes(shape), events, steps, shape, emptied, streams) for shape in shapes)
 
     def _sizes(self, shape: Shape) -> list[int]:
         """The size of every allocation at a shape."""
@@ -376,7 +377,7 @@ class _Derivation:
         """Each row as coefficients of products of (length - least length), and its counts of rounded blocks."""
         least = dict.fromkeys(("n", "n10", "q", "q10", "g-1"), 0)
         region = self._region
-        smallest = Shape(region.batch_size[0], region.seq_len[0], region.lora_r[0], 1)
+        smallest = Shape(region.batch_size[0], region.seq_len[0], region.lora_r[0], 1, region.gpus[-1])
         floor = lengths_of(smallest, (8, 0), self._low.numbers) | least
         products: dict[Lengths, int] = {(): 0}
         terms: list[list[tuple[int, int]]] = []

@@ -75,6 +75,7 @@ def _piece(piece: Piece) -> dict[str, Any]:
             region.lora_r,
             region.tokens,
             region.gradient_accumulation_steps,
+            *([region.gpus] if region.gpus != (1,) else []),
         ],
         "blocks": [_block(block) for block in piece.blocks],
         "kinds": piece.kinds,
@@ -93,7 +94,7 @@ def _piece(piece: Piece) -> dict[str, Any]:
 
 
 def _piece_from(document: dict[str, Any]) -> Piece:
-    batch_size, seq_len, step, rank, tokens, accumulation = document["region"]
+    batch_size, seq_len, step, rank, tokens, accumulation, *gpus = document["region"]
     return Piece(
         region=Region(
             batch_size=tuple(batch_size),
@@ -102,6 +103,7 @@ def _piece_from(document: dict[str, Any]) -> Piece:
             lora_r=tuple(rank),
             tokens=tokens,
             gradient_accumulation_steps=tuple(accumulation),
+            gpus=tuple(gpus[0]) if gpus else (1,),
         ),
         blocks=tuple(_block_from(*block) for block in document["blocks"]),
         summits=tuple(_summit_from(*summit) for summit in document["summits"]),

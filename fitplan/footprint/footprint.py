@@ -109,6 +109,7 @@ class Region:
         lora_r: least and most.
         tokens: most in a micro-batch.
         gradient_accumulation_steps: least and most.
+        gpus: how many there may be.
 
     """
 
@@ -118,11 +119,12 @@ class Region:
     lora_r: tuple[int, int]
     tokens: int
     gradient_accumulation_steps: tuple[int, int] = (1, 4096)
+    gpus: tuple[int, ...] = (1,)
 
     @property
     def is_point(self) -> bool:
         """Whether it holds for one shape only."""
-        return self.gradient_accumulation_steps[0] == self.gradient_accumulation_steps[1]
+        return self.batch_size[0] == self.batch_size[1] and self.seq_len[0] == self.seq_len[1]
 
     def __contains__(self, shape: Shape) -> bool:
         return (
@@ -131,6 +133,8 @@ class Region:
             and shape.seq_len % self.seq_len_step == 0
             and self.lora_r[0] <= shape.lora_r <= self.lora_r[1]
             and shape.tokens <= self.tokens
+            and shape.gpus in self.gpus
+            and shape.lora_r % shape.gpus == 0
             and self.gradient_accumulation_steps[0]
             <= shape.gradient_accumulation_steps
             <= self.gradient_accumulation_steps[1]
@@ -329,6 +333,7 @@ def piece_at_point(
         lora_r=(shape.lora_r,) * 2,
         tokens=shape.tokens,
         gradient_accumulation_steps=(shape.gradient_accumulation_steps,) * 2,
+        gpus=(shape.gpus,),
     )
 
     def summit(moment: MemoryMoment) -> Summit:

@@ -5,7 +5,7 @@ from typing import Any
 from fitplan.cuda import AMPERE
 from fitplan.footprint.size import Shape
 from fitplan.settings import Decides
-from fitplan.setup import END_TO_END, SETTINGS, Adapter, Padding, Quant, TrainingSetup
+from fitplan.setup import END_TO_END, SETTINGS, SHARDED, Adapter, Padding, Quant, TrainingSetup
 
 SOME_DROPOUT = 0.05
 
@@ -15,13 +15,15 @@ Recipe = dict[str, Any]
 def shape_of(setup: TrainingSetup) -> Shape:
     """The shape of the job; the rank is part of it where all that adapters need grows with it in proportion.
 
-    Rows that are laid end to end are a single one.
+    Rows that are laid end to end are a single one. Where each GPU holds the whole model, it holds the same whatever
+    their number.
     """
     rank = setup.lora_r or 0 if setup.adapter in (Adapter.LORA, Adapter.DORA) else 0
     rows, length = setup.batch_size, setup.seq_len
     if setup.padding in END_TO_END:
         rows, length = 1, rows * length
-    return Shape(rows, length, rank, setup.gradient_accumulation_steps)
+    gpus = setup.gpus if setup.strategy in SHARDED else min(setup.gpus, 2)
+    return Shape(rows, length, rank, setup.gradient_accumulation_steps, gpus)
 
 
 def recipe_of(setup: TrainingSetup) -> Recipe:
@@ -53,7 +55,7 @@ def completed(recipe: Recipe) -> Recipe:
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """Settings that have this recipe, as JSON-ready values."""
     dropout = {None: None, False: 0.0, True: SOME_DROPOUT}[recipe["lora_dropout"]]
-    return {**recipe, "lora_dropout": dropout}
+    return {**recipe, "lora_dropout": dropout, "gpus": 1 if recipe["strategy"] is None else 2}
 
 
 def kernels_of(capability: tuple[int, int]) -> str:

@@ -16,6 +16,7 @@ class Shape:
         seq_len: tokens in a row.
         lora_r: rank of the adapters; 0 where there are none.
         gradient_accumulation_steps: micro-batches in an optimizer step.
+        gpus: GPUs that each hold a part of the model; 2 where several hold all of it, however many they are.
 
     """
 
@@ -23,6 +24,7 @@ class Shape:
     seq_len: int
     lora_r: int = 0
     gradient_accumulation_steps: int = 1
+    gpus: int = 1
 
     @property
     def tokens(self) -> int:
@@ -55,6 +57,9 @@ class Numbers:
 NO_NUMBERS = Numbers()
 
 
+PARTS = 64
+"""Into so many parts a model is cut in formulas; numbers of GPUs that divide it each hold some of them whole."""
+
 _ROUNDINGS = (8, 16, 32, 64, 128)
 
 LENGTHS = {
@@ -82,6 +87,7 @@ LENGTHS = {
     "k": "tokens in a piece of Liger's loss",
     "f": "tokens in a tile of the fused output head",
     "w": "cuBLAS workspace",
+    "p": f"{PARTS}ths of the model on a GPU",
 }
 """The lengths that sizes are made of, and what they are called. What embeddings look up is sorted beyond 3072."""
 
@@ -132,6 +138,7 @@ def lengths_of(shape: Shape, capability: tuple[int, int], numbers: Numbers = NO_
         "k": loss_piece(shape.tokens, numbers.loss_pieces) if numbers.loss_pieces else 0,
         "f": min(shape.batch_size * (s - 1), numbers.tile_tokens),
         "w": cublas_workspace(capability),
+        "p": PARTS // shape.gpus,
     }
 
 
@@ -171,12 +178,12 @@ def _products() -> list[Lengths]:
     length += [("s", "s"), ("s", "s+1"), *(("s", name) for name in rounded)]
     rank: list[Lengths] = [(), ("r",)]
     others: list[Lengths] = [(name,) for name in (*_sorted_lengths(Shape(0, 0), NO_NUMBERS), "g", "k", "f")]
-    return [r + b + s for b, s, r in product(batch, length, rank)] + others
+    return [r + b + s for b, s, r in product(batch, length, rank)] + [("p",), ("r", "p"), *others]
 
 
 def _intricacy(lengths: Lengths) -> tuple[int, int]:
     """How much a product supposes: its factors, and those that are not plain."""
-    return len(lengths), sum(name not in "bsrgkf" for name in lengths)
+    return len(lengths), sum(name not in "bsrgkfp" for name in lengths)
 
 
 _PRODUCTS = sorted(_products(), key=_intricacy)

@@ -8,7 +8,7 @@ is searched at which they part.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fitplan.errors import InputError
 from fitplan.footprint.derive import Corner, derive
@@ -25,7 +25,6 @@ SHORTEST = 5
 """Tokens; rounded up to 8, 16, 32, 64 or 128 it becomes another number each time, so that every rounding shows."""
 LONGEST = 131_112
 """Tokens; a multiple of 8 but of no greater power of two."""
-RANKS = (2, 521)
 ROWS = (2, 499)
 LONG = 1048
 """Tokens in a row where there are many rows."""
@@ -39,6 +38,7 @@ ACCUMULATION = (2, 3)
 REPLAYED_TOKENS = (512, 1024, 2048, 4096, 8192, 16_384, 65_536)
 REPLAYED_ROWS = 4
 REPLAYED_RANK = 16
+REPLAYED_GPUS = 8
 
 
 class _Stretch(NamedTuple):
@@ -59,7 +59,10 @@ class _Stretch(NamedTuple):
 
 
 def optimizer_footprint(
-    trace_at: "Callable[[Shape], TracedRun]", capability: tuple[int, int], ranks: tuple[int, int]
+    trace_at: "Callable[[Shape], TracedRun]",
+    capability: tuple[int, int],
+    ranks: tuple[int, int],
+    gpus: tuple[int, ...] = (1,),
 ) -> OptimizerFootprint:
     """What an optimizer adds, for these ranks and all between; it does not depend on batch size and length.
 
@@ -67,17 +70,18 @@ def optimizer_footprint(
         trace_at: traces the optimizer at a shape.
         capability: of the GPU that is traced.
         ranks: least and most; 0 where there are no adapters.
+        gpus: how many there may be.
 
     Raises:
         NoFormula: it has none, as where an optimizer treats small parameters in another way.
 
     """
-    shapes = [Shape(1, SHORTEST, rank) for rank in ranks]
+    shapes = [Shape(1, SHORTEST, rank, 1, number) for rank, number in zip(ranks, (gpus[-1], gpus[0]), strict=True)]
     low, high = (Corner(trace_at(shape).trace, shape, capability) for shape in shapes)
     return derive(
         low,
         high,
-        Region(batch_size=(1, 1), seq_len=(SHORTEST, SHORTEST), seq_len_step=1, lora_r=ranks, tokens=SHORTEST),
+        Region(batch_size=(1, 1), seq_len=(SHORTEST,) * 2, seq_len_step=1, lora_r=ranks, tokens=SHORTEST, gpus=gpus),
     )[1]
 
 
@@ -87,7 +91,9 @@ class Survey:
     Args:
         trace_at: traces the recipe at a shape.
         capability: of the GPU that is traced.
-        with_rank: whether there are adapters.
+        ranks: of the adapters, least and most; 0 where there are none.
+        gpus: how many there may be, in order.
+        accumulates: whether it is for several micro-batches as well.
         positions: tokens that the model knows positions for, where it raises ``InputError`` beyond them.
         turning_points: lengths after which the operators may change; they are tried before searching.
         numbers: those of the model that lengths depend on.
@@ -99,14 +105,22 @@ class Survey:
         trace_at: "Callable[[Shape], TracedRun]",
         capability: tuple[int, int],
         *,
-        with_rank: bool,
+        ranks: tuple[int, int],
+        gpus: tuple[int, ...] = (1,),
+        accumulates: bool = True,
         positions: int = LONGEST,
         turning_points: tuple[int, ...] = (),
         numbers: Numbers = NO_NUMBERS,
     ) -> None:
         self._trace_at = trace_at
         self._capability = capability
-        self._ranks = RANKS if with_rank else (0, 0)
+        self._ranks = ranks
+        self._gpus = gpus
+        self._accumulation = ACCUMULATION if accumulates else (1, 1)
+        self._region: dict[str, Any] = {
+            "gpus": gpus,
+            **({} if accumulates else {"gradient_accumulation_steps": (1, 1)}),
+        }
         self._positions = positions
         self._turning_points = turning_points
         self._numbers = numbers
@@ -185,6 +199,7 @@ class Survey:
             seq_len_step=stretch.step,
             lora_r=self._ranks,
             tokens=stretch.high,
+            **self._region,
         )
         piece, optimizer = derive(low, high, region, self._replayed(region, 1, 0))
         return self._where_it_holds(piece, optimizer, stretch), optimizer
@@ -202,6 +217,7 @@ class Survey:
             seq_len_step=stretch.step,
             lora_r=self._ranks,
             tokens=TOKENS,
+            **self._region,
         )
         low, high = self._corner(ROWS[0], stretch.low, high=False), self._corner(rows, long, high=True)
         known = () if self._corners[low.shape][1].attention is Attention.EAGER else one_row
@@ -225,15 +241,17 @@ class Survey:
         """Shapes of the region of more tokens at which the caching allocator is replayed, in order of their tokens."""
         (shortest, longest), step = region.seq_len, region.seq_len_step
         least, most = max(rows * shortest, beyond + 1), min(region.tokens, region.batch_size[1] * longest)
-        rank = REPLAYED_RANK if self._ranks[1] else 0
+        rank = min(max(REPLAYED_RANK, self._ranks[0]), self._ranks[1])
         shapes = []
         for tokens in (*(count for count in REPLAYED_TOKENS if least <= count < most), most):
             enough = max(rows, -(-tokens // longest))
-            shapes.append(Shape(enough, max(shortest, tokens // enough // step * step), rank))
+            gpus = min(REPLAYED_GPUS, self._gpus[-1])
+            shapes.append(Shape(enough, max(shortest, tokens // enough // step * step), rank, 1, gpus))
         return shapes
 
     def _corner(self, rows: int, length: int, *, high: bool) -> Corner:
-        return self._traced(Shape(rows, length, self._ranks[high], ACCUMULATION[high]))
+        gpus = self._gpus[0] if high else self._gpus[-1]  # the more, the less of the model on each
+        return self._traced(Shape(rows, length, self._ranks[high], self._accumulation[high], gpus))
 
     def _traced(self, shape: Shape) -> Corner:
         if shape not in self._corners:
