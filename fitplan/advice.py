@@ -15,11 +15,14 @@ from fitplan.footprint.recipe import kernels_of
 from fitplan.memory import MemoryEstimate
 from fitplan.models.resolve import ModelConfig
 from fitplan.setup import (
+    SHARDED,
     TENSOR_CORES_FOR_BFLOAT16,
     Attention,
     Dtype,
     Method,
     Optim,
+    Quant,
+    Strategy,
     TrainingSetup,
     settings_for,
     with_defaults,
@@ -145,6 +148,25 @@ def _to_qlora(setup: TrainingSetup) -> dict[str, Any] | None:
     return {"method": Method.QLORA} if setup.method is Method.LORA else None
 
 
+def _to_fsdp2(setup: TrainingSetup) -> dict[str, Any] | None:
+    if setup.strategy is not Strategy.DDP:
+        return None
+    return {"strategy": Strategy.FSDP2, "gradient_as_bucket_view": None}
+
+
+def _to_sharded_quantised(setup: TrainingSetup) -> dict[str, Any] | None:
+    if setup.strategy not in SHARDED or setup.quant not in (Quant.NF4, Quant.FP4) or setup.quant_storage is not None:
+        return None
+    return {"quant_storage": Dtype.BFLOAT16, "kbit_prepare": False}
+
+
+MOST_GPUS = 64
+
+
+def _to_more_gpus(setup: TrainingSetup) -> dict[str, Any] | None:
+    return {"gpus": 2 * setup.gpus} if setup.strategy in SHARDED and 2 * setup.gpus <= MOST_GPUS else None
+
+
 LEVERS = (
     Lever(
         "expandable segments",
@@ -161,6 +183,20 @@ LEVERS = (
         "a little time",
         "the scales of the 4-bit blocks shrink from 32 to 8 bits",
         _unless("double_quant", True),
+    ),
+    Lever(
+        "FSDP2 instead of DDP",
+        2,
+        "weights travel between the GPUs in every step",
+        "each GPU holds a part of weights, gradients and optimizer states",
+        _to_fsdp2,
+    ),
+    Lever(
+        "4-bit weights in a type that can be sharded",
+        3,
+        "none but that norms and head stay in 16 bits",
+        "FSDP leaves weights in uint8 whole on each GPU",
+        _to_sharded_quantised,
     ),
     Lever(
         "smaller batch, accumulated",
@@ -225,6 +261,13 @@ LEVERS = (
         "fewer parameters learn",
         "gradients and optimizer states of the adapters only",
         _to_lora,
+    ),
+    Lever(
+        "twice as many GPUs",
+        18,
+        "more GPUs",
+        "each holds half as much of weights, gradients and optimizer states",
+        _to_more_gpus,
     ),
     Lever("half the sequence length", 20, "the model sees less context", "activations, logits and loss", _halve_length),
 )

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from fitplan.errors import MissingDependency
 from fitplan.faults import interface_of
-from fitplan.setup import SHARDED, MixedPrecision, Strategy, TrainingSetup
+from fitplan.setup import SHARDED, Method, MixedPrecision, Strategy, TrainingSetup
 from fitplan.step.job import Place
 
 _AUTOCAST_DTYPES = {MixedPrecision.BF16: torch.bfloat16, MixedPrecision.FP16: torch.float16}
@@ -35,8 +35,12 @@ def distribute(model: nn.Module, setup: TrainingSetup, place: Place) -> nn.Modul
 
 
 def loads_on_host(setup: TrainingSetup) -> bool:
-    """Whether the weights are read into the memory of the host, and shards of them go to the GPU."""
-    return setup.strategy in SHARDED
+    """Whether the weights are read into the memory of the host, and shards of them go to the GPU.
+
+    Those that are quantised while they are read go to the GPU at once (transformers ``quantizers/quantizer_bnb_4bit.py``,
+    ``update_device_map``).
+    """
+    return setup.strategy in SHARDED and setup.method is not Method.QLORA
 
 
 def inside(model: nn.Module) -> nn.Module:

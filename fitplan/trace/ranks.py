@@ -177,14 +177,10 @@ def device_for(recorder: Recorder) -> Any:
 
 
 def _move(recorder: Recorder, tensor: torch.Tensor) -> None:
-    """From the host to the device, with what bitsandbytes keeps beside a parameter."""
-    with recorder.on("device"):
-        tensor.data = tensor.data.clone()
-        state = getattr(tensor, "quant_state", None)
-        for holder in (state, getattr(state, "state2", None)):
-            for name, value in list(vars(holder).items()) if holder is not None else ():
-                if isinstance(value, torch.Tensor):
-                    setattr(holder, name, value.clone())
+    """From the host to the device, if it is there."""
+    if recorder.is_on_host(tensor):
+        with recorder.on("device"):
+            tensor.data = tensor.data.clone()
 
 
 # --- the wrappers -----------------------------------------------------------------------------------------------------

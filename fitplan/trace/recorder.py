@@ -185,6 +185,9 @@ class Recorder(TorchDispatchMode):
             path = _path(full_path)
             self._paths[id(module)] = path
             self._label(getattr(module, "_flat_param", None), Category.BASE_WEIGHTS, path)
+            if hasattr(module, "quant_state"):  # the shard of a quantised weight does not know its scales any more
+                for tensor in _quantisation_tensors(module):
+                    self._label(tensor, Category.BASE_WEIGHTS, f"{path}.weight")
             layer = layer_of_path(path)
             if layer is not None and path == f"{layer.stack}.{layer.index}":
                 self._layers[id(module)] = layer
@@ -361,9 +364,13 @@ class Recorder(TorchDispatchMode):
             self.reserve(self._awaiting_product)
             self._awaiting_product = None
 
+    def is_on_host(self, tensor: torch.Tensor) -> bool:
+        """Whether it was born there."""
+        return tensor.untyped_storage()._cdata in self._host
+
     def _is_of_host(self, args: Any) -> bool:
         tensors = args[0] if args and isinstance(args[0], list) else args
-        return any(isinstance(one, torch.Tensor) and one.untyped_storage()._cdata in self._host for one in tensors)
+        return any(isinstance(one, torch.Tensor) and self.is_on_host(one) for one in tensors)
 
     def _describe(self, size: int, func: Any, args: Any) -> Allocation:
         owner, layer = self._current_owner(), self._moment.layer
@@ -421,10 +428,10 @@ def _head_of(model: nn.Module) -> nn.Module | None:
     return head if head is not None else list(base.children())[-1]
 
 
-def _quantisation_tensors(param: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensors that come with a bitsandbytes weight: scales, nested scales, code tables, offset."""
-    state = getattr(param, "quant_state", None)
-    for holder in (state, getattr(state, "state2", None), param):
+def _quantisation_tensors(weight: Any) -> Iterator[torch.Tensor]:
+    """The tensors that come with a bitsandbytes weight, or its layer: scales, nested scales, code tables, offset."""
+    state = getattr(weight, "quant_state", None)
+    for holder in (state, getattr(state, "state2", None), weight):
         for value in vars(holder).values() if holder is not None else ():
-            if isinstance(value, torch.Tensor) and value is not param.grad:
+            if isinstance(value, torch.Tensor) and value is not getattr(weight, "grad", None):
                 yield value
