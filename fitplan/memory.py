@@ -70,6 +70,12 @@ class MemoryEstimate:
     paged_bytes: int = 0
     gpus: int = 1
 
+    def agrees_with(self, other: "MemoryEstimate") -> bool:
+        """Whether both say the same, but for which of several equally high points stands for a moment."""
+        ours, theirs = ([moment.bytes for moment in one.moments] for one in (self, other))
+        same_peak = (self.peak.bytes, self.large_blocks) == (other.peak.bytes, other.large_blocks)
+        return ours == theirs and same_peak
+
     @property
     def peak_reserved_bytes(self) -> int | None:
         """What ``torch.cuda.max_memory_reserved()`` would say: the segments that the caching allocator holds."""

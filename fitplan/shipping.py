@@ -210,7 +210,7 @@ def _checked(job: TrainingJob, progress: Callable[[str], None]) -> tuple[Footpri
     piece = footprint.piece(shape)
     if piece is not None:
         traced = estimate_trace(trace_job(job.model, shaped(job.setup, shape), job.capability, progress).trace)
-        if piece.with_optimizer(optimizer).estimate(shape, job.capability) != traced:
+        if not piece.with_optimizer(optimizer).estimate(shape, job.capability).agrees_with(traced):
             raise NoFormula(f"the formula does not give the trace of {shape}")
     return footprint, optimizer
 

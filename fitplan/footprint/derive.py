@@ -121,7 +121,7 @@ def derive(
     piece, optimizer = derivation.run()
     whole = piece.with_optimizer(optimizer)
     for corner in (low, high):
-        if whole.estimate(corner.shape, corner.capability) != estimate_trace(corner.trace):
+        if not whole.estimate(corner.shape, corner.capability).agrees_with(estimate_trace(corner.trace)):
             raise NotAlike(f"the formula does not give the trace at {corner.shape}")
     return replace(piece, overheads=derivation.overheads(sampled)), optimizer
 

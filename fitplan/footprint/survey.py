@@ -233,7 +233,11 @@ class Survey:
         """The piece, if it gives the trace of the stretch's first length; else without what is before the corner."""
         if stretch.first < stretch.low:
             corner = self._corner(piece.region.batch_size[0], stretch.first, high=False)
-            if piece.with_optimizer(optimizer).estimate(corner.shape, self._capability) != estimate_trace(corner.trace):
+            if (
+                not piece.with_optimizer(optimizer)
+                .estimate(corner.shape, self._capability)
+                .agrees_with(estimate_trace(corner.trace))
+            ):
                 return replace(piece, region=replace(piece.region, seq_len=(stretch.low, stretch.high)))
         return piece
 

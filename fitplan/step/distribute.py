@@ -37,8 +37,8 @@ def distribute(model: nn.Module, setup: TrainingSetup, place: Place) -> nn.Modul
 def loads_on_host(setup: TrainingSetup) -> bool:
     """Whether the weights are read into the memory of the host, and shards of them go to the GPU.
 
-    Those that are quantised while they are read go to the GPU at once (transformers ``quantizers/quantizer_bnb_4bit.py``,
-    ``update_device_map``).
+    Those that are quantised while they are read go to the GPU at once (transformers
+    ``quantizers/quantizer_bnb_4bit.py``, ``update_device_map``).
     """
     return setup.strategy in SHARDED and setup.method is not Method.QLORA
 

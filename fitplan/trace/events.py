@@ -25,6 +25,9 @@ class Category(StrEnum):
     COMMUNICATION = "communication"
 
 
+OF_SEVERAL_GPUS = (Category.GATHERED_WEIGHTS, Category.COMMUNICATION)
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One of the identical layers of a stack, e.g. the third decoder layer."""

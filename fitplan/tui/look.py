@@ -15,7 +15,7 @@ from fitplan.devices.device import Device
 from fitplan.memory import MemoryMoment
 from fitplan.plan import Plan
 from fitplan.report.terminal import BESIDE_NAMES, CATEGORY_NAMES, beside
-from fitplan.trace.events import Category
+from fitplan.trace.events import OF_SEVERAL_GPUS, Category
 from fitplan.units import gib
 from fitplan.verdict import Fit, Verdict
 
@@ -98,10 +98,11 @@ _MARKS_BESIDE = "▤▮▨"
 
 
 def parts_of(moment: MemoryMoment) -> list[Part]:
-    """What is allocated at a moment, by category."""
+    """What is allocated at a moment, by category; without what one GPU alone never has."""
     return [
         Part(_MARKS[category], f"${category.value.replace('_', '-')}", CATEGORY_NAMES[category], size)
         for category, size in moment.breakdown.items()
+        if size or category not in OF_SEVERAL_GPUS
     ]
 
 

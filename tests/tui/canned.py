@@ -33,7 +33,8 @@ UNKNOWN, BAD = "owner/unknown", "bad"
 
 
 def _moment(name: str, *gibs: float) -> MemoryMoment:
-    return MemoryMoment(name, {c: round(size * GIB) for c, size in zip(Category, gibs, strict=True)})
+    of_one_gpu = zip(list(Category)[: len(gibs)], gibs, strict=True)
+    return MemoryMoment(name, dict.fromkeys(Category, 0) | {c: round(size * GIB) for c, size in of_one_gpu})
 
 
 def estimate(setup: TrainingSetup) -> MemoryEstimate:
