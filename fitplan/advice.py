@@ -263,7 +263,7 @@ LEVERS = (
         _to_lora,
     ),
     Lever(
-        "twice as many GPUs",
+        "more GPUs",
         18,
         "more GPUs",
         "each holds half as much of weights, gradients and optimizer states",

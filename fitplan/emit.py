@@ -685,6 +685,7 @@ def _several(setup: TrainingSetup) -> list[str]:
     config: dict[str, Any] = {"version": 2 if setup.strategy is Strategy.FSDP2 else 1}
     if setup.strategy is Strategy.FSDP1:
         config["use_orig_params"] = setup.use_orig_params
+        config["backward_prefetch"] = str(setup.backward_prefetch)
     config["reshard_after_forward"] = setup.reshard_after_forward
     if setup.strategy is Strategy.FSDP1:
         config["reshard_after_forward"] = "FULL_SHARD" if setup.reshard_after_forward else "SHARD_GRAD_OP"

@@ -9,6 +9,7 @@ from typing import TypedDict
 from fitplan.setup import (
     Adapter,
     Attention,
+    BackwardPrefetch,
     Dtype,
     KbitCastBack,
     LoraInit,
@@ -85,6 +86,7 @@ class OtherSettings(TypedDict, total=False):
     strategy: Strategy | str | None
     reshard_after_forward: bool | None
     use_orig_params: bool | None
+    backward_prefetch: BackwardPrefetch | str | None
     gradient_as_bucket_view: bool | None
     quant_storage: Dtype | str | None
 

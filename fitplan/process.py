@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -60,7 +60,8 @@ class Child:
 
     def start(self) -> None:
         """Start the process; it ends with this one."""
-        self._process = subprocess.Popen(
+        self._process = held(
+            _end,
             [sys.executable, "-P", "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -173,6 +174,37 @@ def python_path() -> str:
     found = [path for path in sys.path if path and (Path(path).resolve() != here.resolve() or own == here.resolve())]
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join(dict.fromkeys([*filter(None, named), *found]))
+
+
+def held(end: Callable[[Any], None], command: Sequence[str], **how: Any) -> "subprocess.Popen[Any]":
+    """A process that is started, and held whatever happens meanwhile.
+
+    An interrupt in the middle of ``Popen`` would leave a process behind that nobody knows of. It waits until the
+    process is there, which ``end`` then ends.
+
+    Raises:
+        OSError: it cannot be started.
+
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        return subprocess.Popen(command, **how)
+    waiting: list[int] = []
+    before = {which: signal.signal(which, lambda which, _: waiting.append(which)) for which in _INTERRUPTS}
+    try:
+        process = subprocess.Popen(command, **how)
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler or signal.SIG_DFL)
+    if waiting:
+        try:
+            signal.raise_signal(waiting[0])
+        except BaseException:
+            end(process)
+            raise
+    return process
+
+
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _drain(stream: Any, into: list[str]) -> None:

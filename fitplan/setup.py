@@ -129,6 +129,14 @@ class Strategy(StrEnum):
     FSDP1 = "fsdp1"
 
 
+class BackwardPrefetch(StrEnum):
+    """When FSDP1 gathers the weights of the next layer in backward."""
+
+    BACKWARD_PRE = "backward_pre"
+    BACKWARD_POST = "backward_post"
+    NO_PREFETCH = "no_prefetch"
+
+
 SHARDED = (Strategy.FSDP2, Strategy.FSDP1)
 """Each GPU holds a part of the model."""
 
@@ -354,10 +362,18 @@ class TrainingSetup:
         kind=bool,
         group=Group.GPUS,
         help="keep single parameters beside the flat one",
-        told_default="on, as in accelerate",
+        told_default="on, as Trainer sets it; accelerate itself takes off",
         theirs="fsdp_use_orig_params",
         only=(Only("strategy", (Strategy.FSDP1,), "{} has no such setting; choose strategy fsdp1"),),
         words=lambda on: "use_orig_params" if on else "no use_orig_params",
+    )
+    backward_prefetch: BackwardPrefetch | None = setting(
+        kind=BackwardPrefetch,
+        group=Group.GPUS,
+        help="when the next layer is gathered in backward",
+        told_default="no_prefetch",
+        only=(Only("strategy", (Strategy.FSDP1,), "{} has no such setting; choose strategy fsdp1"),),
+        words=lambda when: "" if when is BackwardPrefetch.NO_PREFETCH else str(when),
     )
     gradient_as_bucket_view: bool | None = setting(
         kind=bool,
@@ -965,17 +981,27 @@ def _check_conflicts(setup: TrainingSetup) -> None:
         )  # fmt: skip
 
 
-_OF_STRATEGY: Mapping[Strategy, Mapping[str, bool]] = {
+_OF_STRATEGY: Mapping[Strategy, Mapping[str, Any]] = {
     Strategy.DDP: {"gradient_as_bucket_view": False},
     Strategy.FSDP2: {"reshard_after_forward": True},
-    Strategy.FSDP1: {"reshard_after_forward": True, "use_orig_params": True},
+    Strategy.FSDP1: {
+        "reshard_after_forward": True,
+        "use_orig_params": True,
+        "backward_prefetch": BackwardPrefetch.NO_PREFETCH,
+    },
 }
-"""What accelerate takes (``FullyShardedDataParallelPlugin``, ``DistributedDataParallelKwargs``)."""
+"""What ``Trainer`` takes (transformers ``training_args.py``, ``_process_fsdp_args``)."""
 
 
 def _check_gpus(setup: TrainingSetup) -> None:
     """What the libraries refuse on several GPUs, or what is not known there."""
-    for name in ("strategy", "reshard_after_forward", "use_orig_params", "gradient_as_bucket_view"):
+    for name in (
+        "strategy",
+        "reshard_after_forward",
+        "use_orig_params",
+        "backward_prefetch",
+        "gradient_as_bucket_view",
+    ):
         value = getattr(setup, name)
         if setup.gpus == 1 and value is not None:
             raise SetupConflict(

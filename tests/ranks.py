@@ -36,6 +36,7 @@ CASES = {
     "fsdp1-uneven": _case(ODD, "fsdp1", use_orig_params=False, **PLAIN),
     "fsdp1-flat": _case(LLAMA, "fsdp1", use_orig_params=False),
     "fsdp1-gathered": _case(LLAMA, "fsdp1", reshard_after_forward=False),
+    "fsdp1-prefetched": _case(LLAMA, "fsdp1", backward_prefetch="backward_pre"),
     "fsdp1-lora": _case(LLAMA, "fsdp1", method="lora"),
     "fsdp1-qlora": _case(LLAMA, "fsdp1", method="qlora", kbit_prepare=False, quant_storage="bfloat16"),
     "ddp": _case(LLAMA, "ddp"),

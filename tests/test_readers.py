@@ -46,7 +46,8 @@ def test_a_real_file_is_read_as_a_careful_person_reads_it(entry: dict[str, Any])
     reading = read_training_file(FILES / entry["file"])
     assert reading is not None
     assert reading.tool.lower().replace("-", "").startswith(entry["tool"].replace("_", ""))
-    setup = Question(replace(reading, model="llama-3-8b")).job().setup.to_dict()
+    method = None if "method" in reading.settings else "full"  # not every method suits every way to share
+    setup = Question(replace(reading, model="llama-3-8b"), method=method).job().setup.to_dict()
     expected = {name: value for name, value in entry["expected"].items() if name in SETTINGS and name != "task"}
     for name, value in expected.items():
         value = IN_WORDS.get((entry["file"], name), value)
@@ -407,3 +408,66 @@ def test_objects_of_another_kind_are_told() -> None:
         fitplan.read_training_objects("gpt2", peft_config=IA3Config())
     with pytest.raises(InputError, match="give peft_config, or drop quantization_config"):
         fitplan.read_training_objects("gpt2", quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+
+
+@pytest.mark.parametrize(
+    ("line", "settings"),
+    [
+        (
+            "torchrun --nproc-per-node 4 train.py --output_dir o --per_device_train_batch_size 2",
+            {"gpus": 4, "strategy": "ddp"},
+        ),
+        (
+            "torchrun --nproc_per_node=8 train.py --output_dir o --per_device_train_batch_size 2 --fsdp full_shard",
+            {"gpus": 8, "strategy": "fsdp2", "reshard_after_forward": True},
+        ),
+        (
+            "accelerate launch --num_processes 2 --use_fsdp --fsdp_version 1 --fsdp_sharding_strategy SHARD_GRAD_OP "
+            "--fsdp_backward_prefetch BACKWARD_PRE train.py --output_dir o --per_device_train_batch_size 2",
+            {"gpus": 2, "strategy": "fsdp1", "reshard_after_forward": False, "backward_prefetch": "backward_pre"},
+        ),
+        ("accelerate launch --num_processes 1 train.py --output_dir o --per_device_train_batch_size 2", {}),
+    ],
+)
+def test_a_launcher_says_on_how_many_gpus(line: str, settings: dict[str, Any]) -> None:
+    read = dict(read_command_line(line.split()).settings)
+    assert {name: read.get(name) for name in settings} == settings
+    assert ("gpus" in read) == bool(settings)
+
+
+@pytest.mark.parametrize(
+    ("said", "settings", "left_out"),
+    [
+        ({"fsdp": "full_shard auto_wrap"}, {"gpus": 2, "strategy": "fsdp2", "reshard_after_forward": True}, ""),
+        ({"fsdp": True, "fsdp_config": {"reshard_after_forward": False}}, {"reshard_after_forward": False}, ""),
+        (
+            {"fsdp": ["full_shard", "offload"], "fsdp_config": {"version": 1, "fsdp_use_orig_params": False}},
+            {"strategy": "fsdp1", "use_orig_params": False, "backward_prefetch": "no_prefetch"},
+            "parameters on the host",
+        ),
+        ({"fsdp": "hybrid_shard", "fsdp_config": {"version": 1}}, {"strategy": "fsdp1"}, "hybrid sharding"),
+        ({"fsdp": "no_shard", "fsdp_config": {"version": 1}}, {"strategy": "ddp"}, ""),
+        ({"fsdp": "", "fsdp_config": {"min_num_params": 0}}, {}, ""),
+    ],
+)
+def test_arguments_say_how_gpus_share(
+    said: dict[str, Any], settings: dict[str, Any], left_out: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "arguments.json"
+    file.write_text(json.dumps({"output_dir": "o", "per_device_train_batch_size": 1, "learning_rate": 1e-4, **said}))
+    reading = read_training_file(file)
+    assert reading is not None
+    assert {name: reading.settings.get(name) for name in settings} == settings
+    assert ("strategy" in reading.settings) == bool(settings)
+    assert any("on how many GPUs" in one for one in reading.traps) == bool(settings)
+    assert not left_out or any(left_out in one for one in reading.left_out)
+
+
+def test_accelerates_file_says_how_gpus_share() -> None:
+    files = sorted((Path(__file__).parent / "userfiles" / "accelerate").iterdir())
+    found = [dict(reading.settings) for file in files if (reading := read_training_file(file)) is not None]
+    assert [(one["gpus"], one["strategy"], one["use_orig_params"]) for one in found] == [
+        (8, "fsdp1", True),
+        (4, "fsdp1", False),
+    ]
+    assert all(one["backward_prefetch"] == "backward_pre" for one in found)

@@ -48,6 +48,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "strategy": {"gpus": 2, "strategy": "fsdp2", "method": "lora"},
     "reshard_after_forward": {"gpus": 2, "strategy": "fsdp2"},
     "use_orig_params": {"gpus": 2, "strategy": "fsdp1", "method": "lora"},
+    "backward_prefetch": {"gpus": 2, "strategy": "fsdp1", "method": "lora"},
     "gradient_as_bucket_view": {"gpus": 2, "strategy": "ddp"},
 }
 """What some settings want besides."""

@@ -1,13 +1,12 @@
 """Files of Axolotl, as its schemas of 0.19 read them (``utils/schemas/``, ``loaders/model.py``)."""
 
 from fitplan.readers.common import ONE_GPU, attention_named, evaluation, optimizer
+from fitplan.readers.parallel import share
 from fitplan.readers.reading import Keys, Reading, fraction, names, once, whole
 from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Padding, Quant, Stack
 
 _LEFT_OUT = {
     "deepspeed": ONE_GPU,
-    "fsdp": ONE_GPU,
-    "fsdp_config": ONE_GPU,
     "tensor_parallel_size": ONE_GPU,
     "context_parallel_size": ONE_GPU,
     "rl": "another loss than that of supervised fine-tuning",
@@ -41,6 +40,7 @@ def read(keys: Keys) -> Reading:
     optimizer(keys, "optimizer", _OPTIMIZERS)
     _evaluation(keys)
     keys.leave_out(_LEFT_OUT)
+    share(keys, version=1, by_config=True)
     model = keys.get("base_model")
     keys.know("base_model", "the model")
     return keys.read(str(model) if model is not None else None)

@@ -59,6 +59,8 @@ def flags(words: Sequence[str]) -> dict[str, Any]:
             key, equals, value = word[2:].partition("=")
             key = key.replace("-", "_")
             found[key] = _value(value) if equals else True
+        elif word.endswith(".py"):  # what was before is the launcher's
+            key = ""
         elif key:
             before = found[key]
             value = _value(word)

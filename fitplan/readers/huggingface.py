@@ -9,6 +9,7 @@ from typing import Any
 
 from fitplan.errors import InputError
 from fitplan.readers.common import ONE_GPU, attention_named, evaluation, optimizer
+from fitplan.readers.parallel import share
 from fitplan.readers.reading import Keys, Reading, fraction, names, whole
 from fitplan.setup import ALL_LINEAR, PEFT_DEFAULT, Dtype, Method, MixedPrecision, Objective, Padding, Quant, Stack
 
@@ -18,7 +19,6 @@ _OF_TRL = (
 )  # fmt: skip
 _LEFT_OUT = {
     "deepspeed": ONE_GPU,
-    "fsdp": ONE_GPU,
     "parallelism_config": ONE_GPU,
     "torch_compile": "compiled code may keep less",
     "neftune_noise_alpha": "noise on the embeddings",
@@ -88,6 +88,7 @@ def read_objects(keys: Keys, *, is_trl: bool) -> None:
         _rows(keys)
         _other_losses(keys)
     keys.leave_out(_LEFT_OUT)
+    share(keys, version=2)
     _evaluation(keys)
 
 
@@ -102,6 +103,7 @@ def _evaluation(keys: Keys) -> None:
 
 def _done(keys: Keys) -> Reading:
     keys.leave_out(_LEFT_OUT)
+    share(keys, version=2)
     _evaluation(keys)
     keys.know("model_name_or_path", "the model")
     model = keys.get("model_name_or_path")

@@ -3,12 +3,12 @@
 from fitplan.errors import InputError
 from fitplan.readers.common import ONE_GPU, evaluation, optimizer
 from fitplan.readers.huggingface import PER_DEVICE
+from fitplan.readers.parallel import share
 from fitplan.readers.reading import Keys, Reading, fraction, names, whole
 from fitplan.setup import ALL_LINEAR, Attention, Dtype, Method, MixedPrecision, Padding, Quant, Stack
 
 _LEFT_OUT = {
     "deepspeed": ONE_GPU,
-    "fsdp": ONE_GPU,
     "use_unsloth": "Unsloth's kernels, which makes the answer too high",
     "use_unsloth_gc": "checkpoints on the host, which makes the answer too high",
     "use_galore": "its own optimizer states",
@@ -60,6 +60,7 @@ def read(keys: Keys) -> Reading:
     optimizer(keys, "optim")
     _evaluation(keys)
     keys.leave_out(_LEFT_OUT)
+    share(keys, version=2)
     keys.know("model_name_or_path", "the model")
     model = keys.get("model_name_or_path")
     return keys.read(str(model) if model is not None else None)

@@ -20,6 +20,7 @@ from typing import Any
 from fitplan.devices.device import Device
 from fitplan.errors import InputError, RehearsalImpossible
 from fitplan.models.catalog import catalog
+from fitplan.process import held
 from fitplan.rehearsal.build import stand_ins_for, torch_of
 from fitplan.rehearsal.launch import FOLDER_VARIABLE, environment
 from fitplan.rehearsal.report import Rank, RehearsalReport
@@ -214,7 +215,8 @@ class _Program:
 @contextmanager
 def _running(asked: Asked, variables: Mapping[str, str], output: Any) -> Iterator[_Program]:
     """The program, in a session of its own; whatever happens, nothing of it is left."""
-    process = subprocess.Popen(
+    process = held(
+        _end,
         asked.command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -130,7 +130,7 @@ def _fsdp1(model: nn.Module, setup: TrainingSetup) -> nn.Module:
 
     sharding = "FULL_SHARD" if setup.reshard_after_forward else "SHARD_GRAD_OP"
     plugin = _plugin(
-        setup, fsdp_version=1, sharding_strategy=sharding, backward_prefetch="BACKWARD_PRE",
+        setup, fsdp_version=1, sharding_strategy=sharding, backward_prefetch=str(setup.backward_prefetch).upper(),
         sync_module_states=False, use_orig_params=setup.use_orig_params,
     )  # fmt: skip
     if setup.adapter is not None:
