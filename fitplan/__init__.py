@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from fitplan.api import rehearse as rehearse
     from fitplan.api import validate as validate
     from fitplan.audit import ParameterGroup as ParameterGroup
+    from fitplan.callback import Guard as Guard
     from fitplan.devices.device import Device as Device
     from fitplan.emit import emit_script as emit_script
     from fitplan.errors import DeviceNotFound as DeviceNotFound
+    from fitplan.errors import DoesNotFit as DoesNotFit
     from fitplan.errors import FitplanError as FitplanError
     from fitplan.errors import InputError as InputError
     from fitplan.errors import LibraryMoved as LibraryMoved
@@ -61,10 +63,12 @@ _HOMES = {
     "Device": "fitplan.devices.device",
     "DeviceNotFound": "fitplan.errors",
     "Dtype": "fitplan.setup",
+    "DoesNotFit": "fitplan.errors",
     "Explanation": "fitplan.explanation",
     "Fit": "fitplan.verdict",
     "FitMap": "fitplan.fitmap",
     "FitplanError": "fitplan.errors",
+    "Guard": "fitplan.callback",
     "InputError": "fitplan.errors",
     "LibraryMoved": "fitplan.errors",
     "MemoryEstimate": "fitplan.memory",

@@ -51,6 +51,10 @@ class NoUsableGpu(DeviceNotFound):
     """A GPU of this machine was asked for that is not there, or cannot be used."""
 
 
+class DoesNotFit(FitplanError):
+    """A training does not fit the GPU that it was begun on, and was to be refused."""
+
+
 class MissingDependency(FitplanError):
     """The answer needs a package that is not installed."""
 

@@ -6,14 +6,14 @@ from typing import Any
 from fitplan.errors import InputError
 from fitplan.readers import huggingface
 from fitplan.readers.reading import Keys, Reading
-from fitplan.setup import Method, Quant, Stack
+from fitplan.setup import Dtype, Method, Quant, Stack
 
 _ARGUMENTS = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "activation_checkpointing",
     "bf16", "fp16", "optim", "use_liger_kernel", "max_length", "packing", "packing_strategy", "padding_free", "beta",
     "precompute_ref_log_probs", "desirable_weight", "undesirable_weight", "num_generations", "max_completion_length",
-    "deepspeed", "fsdp", "eval_strategy", "torch_compile", "neftune_noise_alpha", "activation_offloading",
-    "label_smoothing_factor", "auto_find_batch_size",
+    "deepspeed", "fsdp", "fsdp_config", "eval_strategy", "torch_compile", "neftune_noise_alpha",
+    "activation_offloading", "label_smoothing_factor", "auto_find_batch_size",
 )  # fmt: skip
 """Of a hundred and more, those that are read."""
 _ADAPTER = ("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "use_rslora", "use_dora",
@@ -39,6 +39,9 @@ def read_training_objects(
     is_trl = type(args).__module__.partition(".")[0] == "trl"
     if is_trl and not isinstance(init := getattr(args, "model_init_kwargs", None) or {}, str):
         values |= {key: str(init[key]).removeprefix("torch.") for key in ("dtype", "torch_dtype") if key in init}
+    ranks = getattr(getattr(args, "distributed_state", None), "num_processes", 1)
+    if isinstance(ranks, int) and ranks > 1:
+        values["num_processes"] = ranks
     adapter, quantised = (
         _dictionary(peft_config, "peft_config"),
         _dictionary(quantization_config, "quantization_config"),
@@ -85,5 +88,8 @@ def _quantised(keys: Keys, said: Mapping[str, Any]) -> None:
             "double_quant": bool(said.get("bnb_4bit_use_double_quant")),
             "compute_dtype": str(said.get("bnb_4bit_compute_dtype", "float32")).removeprefix("torch."),
         }
+        storage = str(said.get("bnb_4bit_quant_storage", "uint8")).removeprefix("torch.")
+        if storage in set(Dtype):
+            keys.settings["quant_storage"] = Dtype(storage)
     else:
         raise InputError("quantization_config loads nothing in 4 or 8 bits; drop it")
