@@ -29,7 +29,7 @@ TABLES = (
     (
         """\
 On a real H200, predicted with the libraries of the run (torch 2.11, transformers 5.17), for an H100. Of the twelve jobs
-below, these five ran until the time was up:""",
+below, these nine ran until the time was up:""",
         "predicted-torch-2.11", "measured-h200",
     ),
     ("On a real H100 with the same libraries; these predictions were made after the runs:",

@@ -395,7 +395,7 @@ def test_a_slip_gets_a_hint(typed: list[str], hint: str, capsys: pytest.CaptureF
 def test_models_says_which_setups_ship(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "llama-3.1-"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"^llama-3.1-8b +8.03 B +9 +10 +12 ", text, flags=re.MULTILINE)
+    assert re.search(r"^llama-3.1-8b +8.03 B +11 +12 +15 ", text, flags=re.MULTILINE)
     assert "pip install 'fitplan[torch]'" in text
 
 

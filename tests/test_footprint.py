@@ -233,7 +233,9 @@ def test_lengths() -> None:
         "b": 3, "s": 1030, "r": 7, "g": 4, "s-1": 1029, "s+1": 1031, "s8": 1032, "s16": 1040, "s32": 1056, "s64": 1088,
         "s128": 1152, "n": 3090, "n10": 309, "nd": 1000, "np": 1309, "k": 0, "f": 0, "w": 2**25,
         "md": 514, "mp": 823, "td": 2, "tp": 311, "q": 1030**2, "q10": 106_090, "qd": 32, "qp": 106_122,
+        "p": 64,
     }  # fmt: skip
+    assert [lengths_of(Shape(1, 8, gpus=gpus), A100)["p"] for gpus in (2, 8, 64)] == [32, 8, 1]
     for shape, expected in ((Shape(3, 1024), [0] * 4), (Shape(3, 1025), [3075, 308, 3075, 3382])):
         values = lengths_of(shape, A100, Numbers(vocabulary=4000))
         assert [values[name] for name in ("n", "n10", "nd", "np")] == expected

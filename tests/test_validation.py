@@ -423,7 +423,7 @@ def test_every_shipped_run_can_be_read() -> None:
     lines = {path: path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("*.jsonl"))}
     assert sum(map(len, lines.values())) == 76 + 73 + 23  # three days' runs
     for path, texts in lines.items():
-        read = [record for method in ("full", "lora", "qlora") for record in records._records(path.stem, method)]
+        read = [record for method in ("full", "lora", "qlora") for record in records._records(path.stem, method, 1)]
         assert len(read) == len(texts), path
         assert {record.model for record in read} == {path.stem}
         assert {record.device for record in read} <= {"NVIDIA H100 80GB HBM3", "NVIDIA H200"}
