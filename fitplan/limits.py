@@ -82,7 +82,7 @@ def _limited_time(what: str) -> Iterator[None]:
         )
 
     before = signal.signal(signal.SIGPROF, too_long)
-    signal.setitimer(signal.ITIMER_PROF, seconds, seconds / 10)  # again, should a library swallow what is raised
+    signal.setitimer(signal.ITIMER_PROF, seconds, max(seconds / 10, 1))  # again, should a library swallow it
     try:
         yield
     finally:
