@@ -20,9 +20,9 @@ os.environ["XDG_CACHE_HOME"] = os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(pr
 sys.modules["torch"] = None  # type: ignore[assignment]
 
 import fitplan
+from fitplan.configs.catalog import catalog
 from fitplan.footprint.recipe import settings_of
 from fitplan.footprint.store import shipped_recipes
-from fitplan.models.catalog import catalog
 
 CAPABILITIES = {"sm50": [(7, 0), (7, 5)], "sm80": [(8, 0), (9, 0), (12, 0)]}
 SHAPES: tuple[dict[str, Any], ...] = (

@@ -59,8 +59,8 @@ def _strange(draw: random.Random, value: Any) -> Any:
 
 @cache
 def _configs() -> list[dict[str, Any]]:
-    from fitplan.models.catalog import catalog
-    from fitplan.models.resolve import resolve_model
+    from fitplan.configs.catalog import catalog
+    from fitplan.configs.resolve import resolve_model
 
     return [dict(resolve_model(entry.name).settings) for entry in catalog()]
 

@@ -39,8 +39,8 @@ missing = [package for module, package in NEEDED.items() if importlib.util.find_
 if missing:
     sys.exit(f"gpu_matrix needs {', '.join(missing)}, which this Python does not have; carry the wheels along")
 
+from fitplan.configs.resolve import ModelConfig, resolve_model
 from fitplan.errors import FitplanError, NoUsableGpu
-from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.setup import Optim, TrainingSetup
 from fitplan.tracer import installed_versions
 from fitplan.units import gib
@@ -109,7 +109,7 @@ class Case:
     @property
     def cost(self) -> float:
         """Roughly, how long it takes: parameters to make, and tokens through them."""
-        from fitplan.models.catalog import catalog
+        from fitplan.configs.catalog import catalog
 
         parameters = next(entry.parameters for entry in catalog() if entry.name == self.model)
         setup = self.setup()

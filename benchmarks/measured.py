@@ -146,8 +146,8 @@ def collect(folder: Path) -> None:
 
 def trace_again() -> None:
     """Trace every job with the libraries installed here, and write what is predicted now."""
+    from fitplan.configs.resolve import resolve_model
     from fitplan.errors import FitplanError
-    from fitplan.models.resolve import resolve_model
     from fitplan.setup import TrainingSetup
     from fitplan.tracer import installed_versions, trace_job
     from fitplan.validation.comparison import predicted_phases

@@ -12,8 +12,8 @@ import statistics
 import sys
 from dataclasses import dataclass
 
+from fitplan.configs.resolve import resolve_model
 from fitplan.estimator import SHIPPED, answer
-from fitplan.models.resolve import resolve_model
 from fitplan.setup import Method, Optim, TrainingSetup
 from fitplan.tracer import quiet
 from fitplan.units import GIB

@@ -63,7 +63,7 @@ def timed(run: Callable[[], object]) -> float:
 @contextmanager
 def workplace() -> Iterator[Path]:
     """A folder with a config that does not ship, and with the cache of the runs."""
-    from fitplan.models.resolve import resolve_model
+    from fitplan.configs.resolve import resolve_model
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -94,10 +94,10 @@ def command_times(runs: int) -> dict[str, float]:
 
 def settings_time() -> tuple[int, float]:
     """How many settings of one setup are evaluated, and the seconds that takes."""
+    from fitplan.configs.resolve import resolve_model
     from fitplan.footprint.job import TrainingJob
     from fitplan.footprint.size import Shape
     from fitplan.footprint.store import find_shipped
-    from fitplan.models.resolve import resolve_model
     from fitplan.setup import TrainingSetup
 
     setup = TrainingSetup(method="qlora")
@@ -117,8 +117,8 @@ def settings_time() -> tuple[int, float]:
 
 def trace_times(runs: int) -> dict[str, float]:
     """The median time of tracing an 80-layer model, from a few layers and in full."""
+    from fitplan.configs.resolve import resolve_model
     from fitplan.memory import estimate_trace
-    from fitplan.models.resolve import resolve_model
     from fitplan.setup import TrainingSetup
     from fitplan.step.architecture import load_config
     from fitplan.trace.kernels import Gpu

@@ -113,7 +113,7 @@ def _checkpoint(name: str, folder: Path) -> Path:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    from fitplan.models.resolve import resolve_model
+    from fitplan.configs.resolve import resolve_model
 
     path = folder / name
     if not path.exists():

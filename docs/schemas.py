@@ -13,8 +13,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from fitplan.cli.main import main
+from fitplan.errors import MissingDependency
 from fitplan.settings import ByName, Numbers, Setting, Version
 from fitplan.setup import SETTINGS
 
@@ -41,10 +43,14 @@ QUESTIONS = (
     "explain gpt2 --method full --gpu t4 --json",
     "map llama-8b --gpu 4090 --json",
     "map llama-70b --gpu 4090 --method full --json",
+    "fits llama-3 --gpu 4090 --json",
+    "fits falcon-7b --gpu 4090 --gpu 2xH100 --json",
     "gpus --json",
     "models --json",
 )
 """What is asked; ``FILE`` is a training file."""
+IN_DOUBT = "check llama-8b --gpu 4090 --method qlora --batch-size 3 --json"
+"""Asked without torch: only a trace would decide it."""
 
 
 def documents() -> Iterator[dict[str, Any]]:
@@ -54,9 +60,19 @@ def documents() -> Iterator[dict[str, Any]]:
         file.write_text(FILE)
         for question in QUESTIONS:
             yield printed(question.replace("FILE", str(file)))
+    with no_torch():
+        yield printed(IN_DOUBT)
     for records in sorted(MEASURED.glob("*.jsonl")):
         yield from map(json.loads, records.read_text(encoding="utf-8").splitlines())
     yield from json.loads((MEASURED / "calibrations.json").read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def no_torch() -> Iterator[None]:
+    """Where nothing can be traced, and nothing was."""
+    absent = MissingDependency("tracing a model needs torch, which is not installed; pip install 'fitplan[torch]'")
+    with patch("fitplan.estimator.made", side_effect=absent), patch("fitplan.estimator.find_cached", lambda *_: None):
+        yield
 
 
 def printed(question: str) -> dict[str, Any]:

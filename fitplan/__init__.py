@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from fitplan.api import estimate as estimate
     from fitplan.api import explain as explain
     from fitplan.api import fit_map as fit_map
+    from fitplan.api import gpus as gpus
+    from fitplan.api import models as models
     from fitplan.api import rehearse as rehearse
     from fitplan.api import validate as validate
     from fitplan.audit import ParameterGroup as ParameterGroup
     from fitplan.callback import Guard as Guard
+    from fitplan.configs.resolve import ModelConfig as ModelConfig
     from fitplan.devices.device import Device as Device
     from fitplan.emit import emit_script as emit_script
     from fitplan.errors import DeviceNotFound as DeviceNotFound
@@ -34,9 +37,11 @@ if TYPE_CHECKING:
     from fitplan.errors import ValidationFailed as ValidationFailed
     from fitplan.explanation import Explanation as Explanation
     from fitplan.fitmap import FitMap as FitMap
+    from fitplan.fitting import Fitting as Fitting
+    from fitplan.fitting import Matrix as Matrix
+    from fitplan.fitting import matrix as matrix
     from fitplan.memory import MemoryEstimate as MemoryEstimate
     from fitplan.memory import MemoryMoment as MemoryMoment
-    from fitplan.models.resolve import ModelConfig as ModelConfig
     from fitplan.plan import CheckReport as CheckReport
     from fitplan.plan import Plan as Plan
     from fitplan.rehearsal.report import RehearsalReport as RehearsalReport
@@ -67,16 +72,18 @@ _HOMES = {
     "Explanation": "fitplan.explanation",
     "Fit": "fitplan.verdict",
     "FitMap": "fitplan.fitmap",
+    "Fitting": "fitplan.fitting",
     "FitplanError": "fitplan.errors",
     "Guard": "fitplan.callback",
     "InputError": "fitplan.errors",
     "LibraryMoved": "fitplan.errors",
+    "Matrix": "fitplan.fitting",
     "MemoryEstimate": "fitplan.memory",
     "MemoryMoment": "fitplan.memory",
     "Method": "fitplan.setup",
     "MissingDependency": "fitplan.errors",
     "MixedPrecision": "fitplan.setup",
-    "ModelConfig": "fitplan.models.resolve",
+    "ModelConfig": "fitplan.configs.resolve",
     "ModelNotFound": "fitplan.errors",
     "ModelNotSupported": "fitplan.errors",
     "NoUsableGpu": "fitplan.errors",
@@ -101,6 +108,9 @@ _HOMES = {
     "estimate": "fitplan.api",
     "explain": "fitplan.api",
     "fit_map": "fitplan.api",
+    "gpus": "fitplan.api",
+    "matrix": "fitplan.fitting",
+    "models": "fitplan.api",
     "read_training_file": "fitplan.readers.recognise",
     "read_training_objects": "fitplan.readers.objects",
     "rehearse": "fitplan.api",

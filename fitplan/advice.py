@@ -6,14 +6,15 @@ Every proposal is estimated by the same estimator as the question itself; a leve
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.devices.device import Device
 from fitplan.errors import InputError
 from fitplan.footprint.recipe import kernels_of
 from fitplan.memory import MemoryEstimate
-from fitplan.models.resolve import ModelConfig
+from fitplan.search import largest
 from fitplan.setup import (
     SHARDED,
     TENSOR_CORES_FOR_BFLOAT16,
@@ -27,6 +28,7 @@ from fitplan.setup import (
     settings_for,
     with_defaults,
 )
+from fitplan.units import GIB
 from fitplan.verdict import Fit, Verdict, device_memory, judge
 
 SCHEMA = "fitplan.advise/1"
@@ -36,16 +38,22 @@ MOST_TRIED = 400
 
 LARGEST_BATCH = 64
 SHORTEST_SEQ = 256
+LENGTH_STEP = 64
+GROWS = {"batch_size": (1, 1024), "seq_len": (LENGTH_STEP, 131_072), "lora_r": (8, 512)}
+"""What a job that fits may have more of: in which steps, and up to where it is looked for."""
 LEAST_RANK = 8
 
+_COMFORT = ("attn", "use_liger_kernel", "kbit_prepare", "dtype", "lora_r", "double_quant", "expandable_segments")
 LET_GO = (
     ("batch_size", "gradient_accumulation_steps"),
     ("gradient_checkpointing", "optim"),
     ("method",),
+    ("batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optim", *_COMFORT),
     ("batch_size", "gradient_accumulation_steps", "method"),
-    ("batch_size", "gradient_accumulation_steps", "method", "seq_len"),
+    ("batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optim", *_COMFORT, "seq_len"),
+    ("batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "optim", *_COMFORT, "method", "seq_len"),
 )
-"""What is let go, in this order, where nothing that was left open makes it fit."""
+"""What is let go, in this order, where nothing that was left open makes it fit: what hurts least first."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +255,7 @@ LEVERS = (
         "embedding, head and norms are not cast to float32",
         _unless("kbit_prepare", False),
     ),
-    Lever("half the rank", 9, "less capacity of the adapters", "adapters, gradients and states halve", _halve_rank),
+    Lever("lower rank", 9, "less capacity of the adapters", "adapters, gradients and states halve", _halve_rank),
     Lever(
         "QLoRA instead of LoRA",
         12,
@@ -269,7 +277,7 @@ LEVERS = (
         "each holds half as much of weights, gradients and optimizer states",
         _to_more_gpus,
     ),
-    Lever("half the sequence length", 20, "the model sees less context", "activations, logits and loss", _halve_length),
+    Lever("shorter sequences", 20, "the model sees less context", "activations, logits and loss", _halve_length),
 )
 """In the order of their pains. What the pains say is an order that can be argued about, not a measurement."""
 
@@ -326,13 +334,46 @@ class Advisor:
             pain, _, setup, steps = heapq.heappop(waiting)
             proposal = self._tried(steps, setup)
             if proposal is not None and enough(proposal.verdict):
-                return proposal
+                return self._with_longest_rows(proposal, enough)
             for step, changed in self._steps(setup):
                 if changed not in seen:
                     seen.add(changed)
                     lever = next(lever for lever in LEVERS if lever.name == step.name)
                     heapq.heappush(waiting, (pain + lever.pain, next(order), changed, (*steps, step)))
         return None
+
+    def _with_longest_rows(self, proposal: Proposal, enough: Callable[[Verdict], bool]) -> Proposal:
+        """Where rows were halved until it was enough: as long as they may be."""
+        shortest, asked = proposal.setup.seq_len, self._asked.seq_len
+        if shortest == asked:
+            return proposal
+        steps = tuple(step for step in proposal.steps if "seq_len" not in step.changes)
+        last = next(step for step in reversed(proposal.steps) if "seq_len" in step.changes)
+
+        def longer(units: int) -> Proposal | None:
+            changes = {**last.changes, "seq_len": units * LENGTH_STEP}
+            setup = self._changed(proposal.setup, changes)
+            found = self._tried((*steps, replace(last, changes=changes)), setup) if setup is not None else None
+            return found if found is not None and enough(found.verdict) else None
+
+        return _last_that(longer, shortest // LENGTH_STEP, (asked - 1) // LENGTH_STEP) or proposal
+
+    def largest(self) -> dict[str, int]:
+        """How far one setting can grow, alone and all else as asked, until it would no longer fit."""
+        found = {}
+        for name, (step, most) in GROWS.items():
+            now = getattr(self._asked, name)
+            if now is None:
+                continue
+
+            def grown(units: int, name: str = name, step: int = step) -> Proposal | None:
+                setup = self._changed(self._asked, {name: units * step})
+                return self._fitting(setup) if setup is not None else None
+
+            last = _last_that(grown, now // step, most // step)
+            if last is not None and getattr(last.setup, name) > now:
+                found[name] = getattr(last.setup, name)
+        return found
 
     def _leanest(self) -> TrainingSetup:
         """The setup with every lever pulled as far as it is known: if that does not fit, nothing between does."""
@@ -369,13 +410,15 @@ class Advisor:
             yield plain
 
     def _with_largest_batch(self, proposal: Proposal) -> Proposal:
-        while "batch_size" not in self._fixed and proposal.setup.batch_size < LARGEST_BATCH:
-            larger = self._changed(proposal.setup, {"batch_size": 2 * proposal.setup.batch_size})
-            found = self._fitting(larger) if larger is not None else None
-            if found is None:
-                break
-            proposal = found
-        return proposal
+        """With the largest batch up to :data:`LARGEST_BATCH`: what is larger never fits if less does not."""
+        if "batch_size" in self._fixed:
+            return proposal
+
+        def larger(rows: int) -> Proposal | None:
+            setup = self._changed(proposal.setup, {"batch_size": rows})
+            return self._fitting(setup) if setup is not None else None
+
+        return _last_that(larger, proposal.setup.batch_size, LARGEST_BATCH) or proposal
 
     def _fitting(self, setup: TrainingSetup) -> Proposal | None:
         proposal = self._tried((), setup)
@@ -420,6 +463,12 @@ class Advisor:
         )
 
 
+def _last_that(found: Callable[[int], Proposal | None], low: int, high: int) -> Proposal | None:
+    """What is found for the largest number from ``low`` to ``high``, itself left out; larger ones find nothing."""
+    last = largest(lambda number: found(number) is not None, low, high)
+    return found(last) if last > low else None
+
+
 def _with_dtype_for(method: Method, settings: Mapping[str, Any], capability: tuple[int, int]) -> dict[str, Any]:
     """The settings with the types that another method takes on this GPU."""
     rest = {
@@ -428,14 +477,20 @@ def _with_dtype_for(method: Method, settings: Mapping[str, Any], capability: tup
     return with_defaults(rest, method=method, positions=None, capability=capability)
 
 
-def smallest_device(estimate: MemoryEstimate, asked: Device, devices: tuple[Device, ...]) -> Device | None:
-    """The device with the least memory on which it fits, of those that run the same kernels as the one asked about.
+def smallest_devices(estimate: MemoryEstimate, asked: Device, devices: tuple[Device, ...]) -> tuple[Device, ...]:
+    """The devices with the least memory on which it fits, of those that run the same kernels as the one asked about.
 
-    Prices are not known here: memory stands for them.
+    They are all of one size, in whole GiB; prices are not known here, memory stands for them. By name.
     """
     alike = (device for device in devices if kernels_of(device.capability) == kernels_of(asked.capability))
-    able = (device for device in alike if judge(estimate, device).fit is Fit.FITS)
-    return min(able, key=lambda device: (device.usable_bytes, device.name), default=None)
+    able = [device for device in alike if judge(estimate, device).fit is Fit.FITS]
+    least = min((_size(device) for device in able), default=0)
+    return tuple(sorted((device for device in able if _size(device) == least), key=lambda device: device.name))
+
+
+def _size(device: Device) -> int:
+    """In GiB, as people speak of it: drivers report a little less."""
+    return round(device.total_bytes / GIB)
 
 
 def proposal_document(proposal: Proposal) -> dict[str, Any]:
@@ -466,7 +521,8 @@ class Advice:
         levers: each lever alone, what hurts least first.
         unknown: levers whose effect is not known without a trace, or not at all.
         best: the method that changes most of the model and fits, with the largest batch.
-        device: the smallest known GPU on which it fits as it is, of those that run the same kernels.
+        largest: how far batch size, sequence length and rank can grow, each alone, where it fits as asked.
+        devices: the smallest known GPUs on which it fits as it is, all of one size, of those that run the same kernels.
 
     """
 
@@ -476,7 +532,8 @@ class Advice:
     levers: tuple[Proposal, ...]
     unknown: tuple[str, ...]
     best: Proposal | None
-    device: Device | None
+    largest: dict[str, int]
+    devices: tuple[Device, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; every proposal was estimated as the question was."""
@@ -487,7 +544,9 @@ class Advice:
             "levers": [proposal_document(proposal) for proposal in self.levers],
             "unknown": list(self.unknown),
             "best": proposal_document(self.best) if self.best else None,
-            "smallest_gpu": self.device.name if self.device else None,
+            "largest": self.largest,
+            "smallest_gpu": self.devices[0].name if self.devices else None,
+            "smallest_gpus": [device.name for device in self.devices],
         }
 
 
@@ -497,13 +556,13 @@ def advise_on(
     """All advice for one question."""
     advisor = Advisor(asked, fixed, evaluate, device)
     fix = advisor.smallest_fix()
-    if fix is None and advisor.as_asked.verdict.fit is Fit.DOES_NOT_FIT:
-        fix = advisor.smallest_fix(_runs)
     let_go: tuple[str, ...] = ()
     for names in LET_GO:
         if fix is None and fixed & set(names):
             fix = Advisor(asked, fixed - set(names), evaluate, device).smallest_fix()
             let_go = tuple(sorted(fixed & set(names))) if fix else ()
+    if fix is None and advisor.as_asked.verdict.fit is Fit.DOES_NOT_FIT:
+        fix = advisor.smallest_fix(_runs)
     levers, unknown = advisor.single_levers()
     return Advice(
         asked=advisor.as_asked,
@@ -512,7 +571,8 @@ def advise_on(
         levers=levers,
         unknown=unknown,
         best=advisor.best_settings(),
-        device=smallest_device(advisor.as_asked.estimate, device, devices),
+        largest=advisor.largest() if advisor.as_asked.verdict.fit is Fit.FITS else {},
+        devices=smallest_devices(advisor.as_asked.estimate, device, devices),
     )
 
 

@@ -6,7 +6,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
-from fitplan.advice import AdviceReport, Advisor, Proposal, advise_on
+from fitplan.advice import AdviceReport, Advisor, Proposal, advise_on, smallest_devices
+from fitplan.allocator.given_back import jobs_that_gave_back
+from fitplan.configs.catalog import CatalogEntry, catalog
 from fitplan.devices.context import context_on
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, known_devices
 from fitplan.elsewhere import elsewhere
@@ -32,7 +34,7 @@ from fitplan.setup import Method, TrainingSetup, given
 from fitplan.tracer import Progress, installed_versions
 from fitplan.units import parse_size
 from fitplan.validation.records import nearest, write_record
-from fitplan.verdict import Fit, device_memory, judge
+from fitplan.verdict import IN_DOUBT, Fit, Verdict, device_memory, judge
 
 if TYPE_CHECKING:
     from fitplan.rehearsal.report import RehearsalReport
@@ -341,6 +343,16 @@ def rehearse(
     return run(Asked(command=tuple(command), device=device, **chosen), watch=watch, output=output)
 
 
+def gpus() -> tuple[Device, ...]:
+    """Every GPU that is known by name; those of this machine are named ``"auto"``, ``"0"``, ... in a question."""
+    return known_devices()
+
+
+def models() -> tuple[CatalogEntry, ...]:
+    """The models that fitplan ships with."""
+    return catalog()
+
+
 def keep(report: "ValidationReport") -> None:
     """Write a report into the user's folder of records; a full disk does not cost the result.
 
@@ -364,6 +376,13 @@ def _question(
 def _plan(job: TrainingJob, fresh: bool, fixed: frozenset[str], progress: Progress) -> Plan:
     found = answer(job, fresh=fresh, progress=progress)
     verdict = judge(found.estimate, job.device) if job.device else None
+    undecided = None
+    if job.device and verdict and verdict.fit in IN_DOUBT and not fresh:
+        try:
+            found = answer(job, fresh=False, progress=progress, pressed=True)
+            verdict = judge(found.estimate, job.device)
+        except FitplanError as error:
+            undecided = f"{_odds(verdict, job.setup)}a trace of this very job would decide it, but {error}"
     memory = verdict.memory if verdict else device_memory(found.estimate, None)
     return Plan(
         setup=found.setup,
@@ -371,12 +390,29 @@ def _plan(job: TrainingJob, fresh: bool, fixed: frozenset[str], progress: Progre
         memory=memory,
         parameters=found.parameters,
         verdict=verdict,
+        undecided=undecided,
         source=found.source,
         versions=found.versions,
         fix=_fix(job, found, fixed) if verdict and verdict.fit is not Fit.FITS else None,
+        smallest_gpus=_enough(job, found.estimate) if verdict and verdict.fit is not Fit.FITS else (),
         elsewhere=elsewhere(job.with_setup(found.setup), memory),
         evidence=nearest(job.model.name, found.setup),
     )
+
+
+def _odds(verdict: Verdict, setup: TrainingSetup) -> str:
+    """How many others could give back as much of their cache, where that decides."""
+    if verdict.fit is not Fit.ONLY_IF:
+        return ""
+    share = -verdict.slack_bytes / verdict.memory.cached_bytes
+    could, replayed = jobs_that_gave_back(share, expandable_segments=setup.expandable_segments)
+    return f"{could} of {replayed} replayed jobs could give back {share:.0%} of their cache or more; "
+
+
+def _enough(job: TrainingJob, estimate: MemoryEstimate) -> tuple[Device, ...]:
+    """The smallest GPUs that would do, where one is asked about."""
+    assert job.device is not None, "what does not fit was judged on a device"
+    return smallest_devices(estimate, job.device, known_devices()) if job.setup.gpus == 1 else ()
 
 
 def _fix(job: TrainingJob, found: Answer, fixed: frozenset[str]) -> Proposal | None:

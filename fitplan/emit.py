@@ -11,8 +11,8 @@ from string import Template
 from textwrap import indent
 from typing import Any
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.errors import InputError
-from fitplan.models.resolve import ModelConfig
 from fitplan.plan import CheckReport, Plan
 from fitplan.setup import (
     END_TO_END,

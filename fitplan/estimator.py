@@ -38,19 +38,26 @@ class Answer:
     versions: dict[str, str]
 
 
-def answer(job: TrainingJob, *, fresh: bool, progress: Progress) -> Answer:
-    """The job's needs; with ``fresh`` it is traced whatever is known already.
+def answer(job: TrainingJob, *, fresh: bool, progress: Progress, pressed: bool = False) -> Answer:
+    """The job's needs; with ``fresh`` it is traced whatever is known already, with ``pressed`` unless it was traced.
+
+    Of a trace of this very shape it is known what the allocator takes, and what it cannot give back
+    (``AllocatorOverhead.kept_bytes``); a footprint tells the one roughly, and nothing of the other.
 
     Raises:
         As :func:`fitplan.tracer.trace_job`.
 
     """
-    stored = None if fresh else find_stored(job, lambda s: s.reaches(job.shape))
+
+    def suits(stored: StoredFootprint) -> bool:
+        return stored.reaches(job.shape) and (not pressed or _was_pressed(stored, job))
+
+    stored = None if fresh else find_stored(job, suits)
     if stored is None:
         try:
             stored = StoredFootprint(made(Made.POINT, job, progress), None, TRACE)
         except MissingDependency as error:
-            why = "" if fresh else f"{why_not_shipped(job)}; "
+            why = "" if fresh or pressed else f"{why_not_shipped(job)}; "
             raise MissingDependency(f"{why}{error}") from error
         keep(job, stored.footprint)
     piece = stored.piece(job.shape)
@@ -62,6 +69,12 @@ def answer(job: TrainingJob, *, fresh: bool, progress: Progress) -> Answer:
         source=stored.source,
         versions=stored.footprint.versions,
     )
+
+
+def _was_pressed(stored: StoredFootprint, job: TrainingJob) -> bool:
+    piece = stored.piece(job.shape)
+    overhead = piece.overhead(job.shape, expandable=job.setup.expandable_segments) if piece else None
+    return overhead is not None and overhead.kept_bytes is not None
 
 
 def known_estimate(job: TrainingJob) -> MemoryEstimate | None:

@@ -4,15 +4,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.cuda import rounded
 from fitplan.errors import InputError
+from fitplan.estimator import estimate_of
 from fitplan.footprint.footprint import CATEGORIES, Piece, Summit
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.size import LENGTHS, Lengths, Shape, lengths_of
 from fitplan.footprint.store import SHIPPED, StoredFootprint, find_shipped
-from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 from fitplan.trace.events import Category
+from fitplan.verdict import DeviceMemory, device_memory
 
 SCHEMA = "fitplan.explain/1"
 
@@ -37,20 +39,22 @@ class Term:
     largest: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Change:
     """What the peak does when one length grows.
 
     Attributes:
         name: the field of the setup.
         by: how far it grows.
-        bytes: what that adds to the peak.
+        bytes: what that adds to what is allocated at the peak.
+        device_bytes: what it adds to what the job takes of the device.
 
     """
 
     name: str
     by: int
     bytes: int
+    device_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ class Explanation:
         values: the lengths that occur, and their values.
         terms: largest first; their bytes and ``rounding_bytes`` sum to ``peak_bytes``.
         rounding_bytes: what the allocator adds to reach whole multiples of 512 bytes.
+        memory: what the job takes of the device: the peak, and what is held beside it.
         changes: how the peak moves.
         is_for_one_rank: whether it holds for this rank only, as where an optimizer treats small parameters differently.
         source: ``"shipped"``, ``"cache"`` or ``"trace"``.
@@ -78,6 +83,7 @@ class Explanation:
     values: dict[str, int]
     terms: tuple[Term, ...]
     rounding_bytes: int
+    memory: DeviceMemory
     changes: tuple[Change, ...]
     is_for_one_rank: bool
     source: str
@@ -115,7 +121,10 @@ class Explanation:
                 for term in self.terms
             ],
             "rounding_bytes": self.rounding_bytes,
-            "changes": [{"setting": c.name, "by": c.by, "bytes": c.bytes} for c in self.changes],
+            "device_bytes": self.memory.bytes,
+            "changes": [
+                {"setting": c.name, "by": c.by, "bytes": c.bytes, "device_bytes": c.device_bytes} for c in self.changes
+            ],
             "provenance": {"source": self.source, "versions": self.versions},
             "warnings": list(self.warnings),
         }
@@ -129,7 +138,8 @@ def explain_peak(job: TrainingJob, stored: StoredFootprint) -> Explanation:
     values = lengths_of(job.shape, job.capability, piece.numbers)
     terms = _terms(piece, summit, job.shape, values)
     used = {name for term in terms for name in term.lengths}
-    peak = piece.estimate(job.shape, job.capability).peak_allocated_bytes
+    memory = device_memory(estimate_of(piece, job), job.device)
+    peak = memory.allocated_bytes
     return Explanation(
         model=job.model,
         setup=stored.resolved(job.setup),
@@ -137,7 +147,8 @@ def explain_peak(job: TrainingJob, stored: StoredFootprint) -> Explanation:
         values={name: value for name, value in values.items() if name in used},
         terms=terms,
         rounding_bytes=peak - sum(term.bytes for term in terms),
-        changes=_changes(job, stored, peak),
+        memory=memory,
+        changes=_changes(job, stored, memory),
         is_for_one_rank=piece.region.lora_r[0] == piece.region.lora_r[1] > 0,
         source=stored.source,
         versions=stored.footprint.versions,
@@ -179,7 +190,7 @@ def _value(coefficient: int, lengths: Lengths, values: dict[str, int]) -> int:
     return coefficient
 
 
-def _changes(job: TrainingJob, stored: StoredFootprint, peak: int) -> tuple[Change, ...]:
+def _changes(job: TrainingJob, stored: StoredFootprint, memory: DeviceMemory) -> tuple[Change, ...]:
     """One row more, 1024 tokens more, twice the rank, one micro-batch more; as far as footprints reach."""
     steps = {"batch_size": 1, "seq_len": 1024, "lora_r": job.shape.lora_r, "gradient_accumulation_steps": 1}
     found = []
@@ -190,8 +201,15 @@ def _changes(job: TrainingJob, stored: StoredFootprint, peak: int) -> tuple[Chan
             further = job.with_setup(job.setup.with_(**{name: getattr(job.setup, name) + by}))
             piece = _piece_of(further, stored)
             if piece is not None:
-                grown = piece.estimate(further.shape, job.capability).peak_allocated_bytes
-                found.append(Change(name, by, grown - peak))
+                grown = device_memory(estimate_of(piece, further), job.device)
+                found.append(
+                    Change(
+                        name=name,
+                        by=by,
+                        bytes=grown.allocated_bytes - memory.allocated_bytes,
+                        device_bytes=grown.bytes - memory.bytes,
+                    )
+                )
     return tuple(found)
 
 

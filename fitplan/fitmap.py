@@ -1,16 +1,15 @@
 """The fit map: how large a batch and how long a sequence a GPU can take."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.devices.device import Device
 from fitplan.estimator import estimate_of
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.store import StoredFootprint
 from fitplan.memory import MemoryEstimate
-from fitplan.models.resolve import ModelConfig
+from fitplan.search import largest
 from fitplan.setup import TrainingSetup
 from fitplan.verdict import Fit, Verdict, judge
 
@@ -24,7 +23,7 @@ GAP = 192
 """Lengths between two pieces of a formula, at most."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One batch size at one sequence length; ``None`` where no formula reaches."""
 
@@ -32,6 +31,11 @@ class Cell:
     seq_len: int
     peak_allocated_bytes: int | None
     verdict: Verdict | None
+
+    @property
+    def device_bytes(self) -> int | None:
+        """What it takes of the device, as the verdict counts."""
+        return self.verdict.memory.bytes if self.verdict else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,7 @@ class FitMap:
                     "batch_size": cell.batch_size,
                     "seq_len": cell.seq_len,
                     "peak_allocated_bytes": cell.peak_allocated_bytes,
+                    "device_bytes": cell.device_bytes,
                     "verdict": cell.verdict.fit if cell.verdict else None,
                 }
                 for row in self.cells
@@ -85,35 +90,47 @@ class FitMap:
         }
 
 
+class Reach:
+    """How far one setup reaches on one device; of the job's shape only rank and accumulation matter."""
+
+    def __init__(self, job: TrainingJob, stored: StoredFootprint, gpu: Device) -> None:
+        self._job, self._gpu, optimizer = job, gpu, stored.optimizer
+        self._pieces = [p if optimizer is None else p.with_optimizer(optimizer) for p in stored.footprint.pieces]
+        self.most_rows = max(piece.region.batch_size[1] for piece in self._pieces)
+        self.most_tokens = max(piece.region.seq_len[1] for piece in self._pieces)
+
+    def estimate(self, batch_size: int, seq_len: int) -> MemoryEstimate | None:
+        """What the job would need; ``None`` where no formula reaches."""
+        at = replace(self._job.shape, batch_size=batch_size, seq_len=seq_len)
+        piece = next((piece for piece in self._pieces if at in piece.region), None)
+        return estimate_of(piece, self._job, at) if piece else None
+
+    def _fits(self, batch_size: int, seq_len: int) -> bool:
+        longer = range(seq_len, seq_len + GAP + 1, LENGTH_STEP)  # what fits with a longer row fits here
+        found = next((e for s in longer if (e := self.estimate(batch_size, s)) is not None), None)
+        return found is not None and judge(found, self._gpu).fit is Fit.FITS
+
+    def largest_batch(self, seq_len: int) -> int:
+        """The most rows of that length that fit, 0 if not one does."""
+        return largest(lambda rows: self._fits(rows, seq_len), 0, self.most_rows)
+
+    def longest_seq(self, batch_size: int) -> int:
+        """The longest so many rows that fit, in multiples of :data:`LENGTH_STEP`; 0 if the shortest do not."""
+        most = self.most_tokens // LENGTH_STEP
+        return LENGTH_STEP * largest(lambda units: self._fits(batch_size, units * LENGTH_STEP), 0, most)
+
+
 def draw_map(job: TrainingJob, stored: StoredFootprint, gpu: Device) -> FitMap:
     """The map of one setup on one device; of the job's shape only rank and accumulation matter."""
-    pieces = [p if stored.optimizer is None else p.with_optimizer(stored.optimizer) for p in stored.footprint.pieces]
-
-    def estimate(batch_size: int, seq_len: int) -> MemoryEstimate | None:
-        at = replace(job.shape, batch_size=batch_size, seq_len=seq_len)
-        piece = next((piece for piece in pieces if at in piece.region), None)
-        return estimate_of(piece, job, at) if piece else None
-
-    reach = max(piece.region.seq_len[1] for piece in pieces)
-
-    def fits(batch_size: int, seq_len: int) -> bool:
-        longer = range(seq_len, seq_len + GAP + 1, LENGTH_STEP)  # what fits with a longer row fits here
-        found = next((e for s in longer if (e := estimate(batch_size, s)) is not None), None)
-        return found is not None and judge(found, gpu).fit is Fit.FITS
-
-    def fits_units(batch_size: int, units: int) -> bool:
-        return fits(batch_size, units * LENGTH_STEP)
-
-    lengths = [length for length in LENGTHS if length <= reach] or [reach]
-    most = max(piece.region.batch_size[1] for piece in pieces)
-    cells = tuple(tuple(_cell(estimate(b, s), b, s, gpu) for b in BATCHES) for s in lengths)
+    reach = Reach(job, stored, gpu)
+    lengths = [length for length in LENGTHS if length <= reach.most_tokens] or [reach.most_tokens]
     return FitMap(
         model=job.model,
         setup=stored.resolved(job.setup),
         gpu=gpu,
-        cells=cells,
-        largest_batch={length: _most(partial(fits, seq_len=length), most) for length in lengths},
-        longest_seq={rows: LENGTH_STEP * _most(partial(fits_units, rows), reach // LENGTH_STEP) for rows in BATCHES},
+        cells=tuple(tuple(_cell(reach.estimate(b, s), b, s, gpu) for b in BATCHES) for s in lengths),
+        largest_batch={length: reach.largest_batch(length) for length in lengths},
+        longest_seq={rows: reach.longest_seq(rows) for rows in BATCHES},
         source=stored.source,
         versions=stored.footprint.versions,
     )
@@ -121,14 +138,10 @@ def draw_map(job: TrainingJob, stored: StoredFootprint, gpu: Device) -> FitMap:
 
 def _cell(estimate: MemoryEstimate | None, batch_size: int, seq_len: int, gpu: Device) -> Cell:
     if estimate is None:
-        return Cell(batch_size, seq_len, None, None)
-    return Cell(batch_size, seq_len, estimate.peak_allocated_bytes, judge(estimate, gpu))
-
-
-def _most(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number from 1 to ``most`` that fits, 0 if none does; what is larger never fits if less does not."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+        return Cell(batch_size=batch_size, seq_len=seq_len, peak_allocated_bytes=None, verdict=None)
+    return Cell(
+        batch_size=batch_size,
+        seq_len=seq_len,
+        peak_allocated_bytes=estimate.peak_allocated_bytes,
+        verdict=judge(estimate, gpu),
+    )

@@ -7,11 +7,11 @@ import sys
 import traceback
 from typing import Any
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.errors import FitplanError, LibraryMoved, SetupConflict
 from fitplan.footprint.document import footprint_to_dict
 from fitplan.footprint.job import TrainingJob
 from fitplan.making import MAKERS, Made
-from fitplan.models.resolve import ModelConfig
 from fitplan.process import Say, serve
 from fitplan.setup import TrainingSetup
 

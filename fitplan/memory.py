@@ -36,12 +36,15 @@ class AllocatorOverhead:
         unsplit_bytes: rests of up to 1 MiB a block that it hands out along; they count as allocated.
         cached_bytes: the most that it reserves beyond the most that is allocated.
         spread_bytes: how far the two may be off together; 0 where the very run was replayed.
+        kept_bytes: what of ``cached_bytes`` it cannot do without, found by replays with less and less to reserve; so
+            much is the rest given back under pressure. ``None`` where that was not replayed.
 
     """
 
     unsplit_bytes: int
     cached_bytes: int
     spread_bytes: int = 0
+    kept_bytes: int | None = None
 
     @property
     def bytes(self) -> int:

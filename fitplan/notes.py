@@ -2,11 +2,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from fitplan.configs.resolve import ModelConfig
+from fitplan.cuda import AMPERE
 from fitplan.devices.device import Device
 from fitplan.devices.nccl import nccl_on
 from fitplan.footprint.job import TrainingJob
-from fitplan.models.resolve import ModelConfig
-from fitplan.setup import TENSOR_CORES_FOR_BFLOAT16, Dtype, Method, MixedPrecision, Strategy, TrainingSetup
+from fitplan.setup import (
+    TENSOR_CORES_FOR_BFLOAT16,
+    Attention,
+    Dtype,
+    Method,
+    MixedPrecision,
+    Padding,
+    Quant,
+    Strategy,
+    TrainingSetup,
+)
 from fitplan.tracer import installed_versions
 from fitplan.units import gib
 
@@ -41,7 +52,9 @@ def notes(
         for name, version in versions.items()
         if installed.get(name, version).partition("+")[0] != version.partition("+")[0]
     )
-    found = [*_on_model(model), *_on_length(model, setups), *(_on_gpu(gpu, setups) if gpu is not None else ())]
+    found = [*_on_model(model), *_on_length(model, setups), *_on_checkpoints(setups)]
+    if gpu is not None:
+        found += [*_on_gpu(gpu, setups), *_on_attention(model, gpu, setups)]
     found += dict.fromkeys(note for setup in setups for note in _on_several(setup))
     found += remarks
     if moved:
@@ -87,6 +100,32 @@ def _on_gpu(gpu: Device, setups: Sequence[TrainingSetup]) -> Iterator[str]:
         yield f"how much the driver keeps of {gpu.name} is not known; {kept} are taken, as on its like"
     if gpu.capability < TENSOR_CORES_FOR_BFLOAT16 and any(_has_bfloat16(setup) for setup in setups):
         yield f"{gpu.name} does not multiply bfloat16, which is emulated there; float16 is faster"
+
+
+def _on_attention(model: ModelConfig, gpu: Device, setups: Sequence[TrainingSetup]) -> Iterator[str]:
+    """SDPA's kernel is the one that keeps a matrix of all pairs of positions where it costs.
+
+    Without a mask transformers leaves the repeating of grouped heads to SDPA (``integrations/sdpa_attention.py``,
+    ``use_gqa_in_sdpa``), which only FlashAttention can do, and that needs Ampere: the conditions are those of
+    :func:`fitplan.trace.kernels.attention_backend`.
+    """
+    heads, grouped = (model.settings.get(name) for name in ("num_attention_heads", "num_key_value_heads"))
+    if gpu.capability >= AMPERE or not isinstance(heads, int) or not isinstance(grouped, int) or grouped >= heads:
+        return
+    if any(setup.attn in (None, Attention.SDPA) and setup.padding in (None, Padding.NONE) for setup in setups):
+        yield (
+            f"on {gpu.name} attention with grouped heads ({heads} on {grouped}) takes SDPA's math kernel, which keeps "
+            "matrices of all pairs of positions; with a mask it takes another: --padding max_length --trace"
+        )
+
+
+def _on_checkpoints(setups: Sequence[TrainingSetup]) -> Iterator[str]:
+    """Bitsandbytes' int8 product keeps its input in ``ctx.tensors`` (``autograd/_functions.py``, ``MatMul8bitLt``)."""
+    if any(setup.quant is Quant.INT8 and setup.gradient_checkpointing for setup in setups):
+        yield (
+            "int8 layers keep their inputs where checkpoints that are not reentrant, the default of transformers 5, "
+            "do not free them; gradient_checkpointing_kwargs={'use_reentrant': True} does, and is not in these figures"
+        )
 
 
 def _has_bfloat16(setup: TrainingSetup) -> bool:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from fitplan.advice import Proposal, proposal_document
 from fitplan.audit import ParameterGroup, unquantised_share
+from fitplan.configs.resolve import ModelConfig
 from fitplan.devices.device import Device
 from fitplan.elsewhere import Elsewhere
 from fitplan.memory import MemoryEstimate
-from fitplan.models.resolve import ModelConfig
 from fitplan.notes import notes
 from fitplan.setup import Method, TrainingSetup
 from fitplan.validation.records import Record
@@ -30,9 +30,11 @@ class Plan:
         memory: what it takes of the GPU, or of any GPU where none was given.
         parameters: the model's parameters by how they are stored.
         verdict: whether it fits; ``None`` where no GPU was given.
+        undecided: what is known of a verdict in doubt, and why no trace of this very job decides it.
         source: where the numbers come from: ``"shipped"``, ``"cache"`` or ``"trace"``.
         versions: the libraries that were traced.
         fix: the changes that hurt least and make it fit; ``None`` where it fits, or where none are known.
+        smallest_gpus: the smallest known GPUs on which it fits as it is; none where it fits the one asked about.
         elsewhere: what the same job takes with other stacks, where that is known and differs.
         evidence: what a run of much the same job measured, if there is a record of one.
 
@@ -45,7 +47,9 @@ class Plan:
     verdict: Verdict | None
     source: str
     versions: dict[str, str]
+    undecided: str | None = None
     fix: Proposal | None = None
+    smallest_gpus: tuple[Device, ...] = ()
     elsewhere: tuple[Elsewhere, ...] = ()
     evidence: Record | None = None
 
@@ -155,6 +159,8 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "slack_bytes": verdict.slack_bytes if verdict else None,
         "uncertainty_bytes": verdict.uncertainty_bytes if verdict else None,
         "reason": verdict.reason if verdict else None,
+        "undecided": plan.undecided,
+        "smallest_gpus": [device.name for device in plan.smallest_gpus],
         "adapter_checkpoint_bytes": plan.adapter_checkpoint_bytes,
         "elsewhere": [one.to_dict() for one in plan.elsewhere],
         "evidence": plan.evidence.to_dict() if plan.evidence else None,
@@ -181,6 +187,7 @@ def _device(memory: DeviceMemory) -> dict[str, Any]:
         "allocated_bytes": memory.allocated_bytes,
         "unsplit_bytes": memory.unsplit_bytes,
         "cached_bytes": memory.cached_bytes,
+        "kept_bytes": memory.kept_bytes,
         "paged_bytes": memory.paged_bytes,
         "context_bytes": memory.context.bytes,
         "context_source": memory.context.source,

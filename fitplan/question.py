@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from fitplan.allocator.settings import VARIABLES, from_environment
+from fitplan.configs.resolve import ModelConfig, resolve_model
 from fitplan.cuda import AMPERE
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device
 from fitplan.errors import DeviceNotFound, InputError, ModelNotFound, SetupConflict
 from fitplan.footprint.job import TrainingJob
-from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.setup import Attention, Method, TrainingSetup, given, settings_for, with_defaults
 from fitplan.units import parse_size
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.cuda import AMPERE
 from fitplan.errors import FitplanError, InputError, LibraryMoved, ModelNotSupported, SetupConflict
 from fitplan.footprint.footprint import Footprint, OptimizerFootprint
@@ -17,7 +18,6 @@ from fitplan.footprint.recipe import SOME_DROPOUT, kernels_of
 from fitplan.footprint.size import NoFormula, Shape
 from fitplan.footprint.store import SHIPPED_NAMES, ShippedFile, digest_of
 from fitplan.memory import estimate_trace
-from fitplan.models.resolve import ModelConfig
 from fitplan.setup import (
     Attention,
     Dtype,

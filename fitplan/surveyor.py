@@ -31,7 +31,8 @@ def traced(job: TrainingJob, progress: Progress) -> Footprint:
     run = trace_job(job.model, job.setup, job.capability, progress)
     trace = run.trace
     sizes = [allocation.size for allocation in trace.allocations]
-    overhead = replayed(sizes, trace.events, trace.steps, job.shape, trace.emptied, trace.streams)
+    pressed = (job.setup.expandable_segments,)
+    overhead = replayed(sizes, trace.events, trace.steps, job.shape, trace.emptied, trace.streams, pressed=pressed)
     piece = piece_at_point(estimate_trace(trace), run.parameters, job.shape, job.capability, overhead)
     return Footprint((piece,), run.attention, run.task, installed_versions(job.setup))
 

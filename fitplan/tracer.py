@@ -10,11 +10,11 @@ from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.errors import MissingDependency, ModelNotSupported
 from fitplan.faults import moved_library, told_as
 from fitplan.guard import Guard
 from fitplan.limits import limited
-from fitplan.models.resolve import ModelConfig
 from fitplan.setup import LIGER_PACKAGE, TrainingSetup
 
 if TYPE_CHECKING:

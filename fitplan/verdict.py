@@ -18,7 +18,12 @@ class Fit(StrEnum):
 
     FITS = "fits"
     TIGHT = "tight"
+    ONLY_IF = "only_if"
     DOES_NOT_FIT = "does_not_fit"
+
+
+IN_DOUBT = (Fit.TIGHT, Fit.ONLY_IF)
+"""What a trace of the very job, and a replay of the allocator with what there is, may decide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,8 @@ class DeviceMemory:
     Attributes:
         allocated_bytes: blocks that the program asks for.
         unsplit_bytes: rests that the allocator hands out along with them.
-        cached_bytes: what the allocator reserves beyond that; it gives most of it back under pressure.
+        cached_bytes: what the allocator reserves beyond that; under pressure it gives back what is whole segments.
+        kept_bytes: what of it cannot be given back; ``None`` where that was not replayed.
         context: the CUDA context.
         nccl_bytes: buffers of NCCL, by which several GPUs talk to each other; 0 on one.
         paged_bytes: managed memory of the optimizer for which there is room; the rest is on the host. The optimizer
@@ -46,16 +52,18 @@ class DeviceMemory:
     paged_bytes: int
     spread_bytes: int
     nccl_bytes: int = 0
+    kept_bytes: int | None = None
 
     @property
     def least_bytes(self) -> int:
-        """What it cannot do without."""
-        return self.allocated_bytes + self.unsplit_bytes + self.context.bytes + self.nccl_bytes
+        """What it cannot do without, as far as that is known."""
+        return self.bytes - self.cached_bytes + (self.kept_bytes or 0)
 
     @property
     def bytes(self) -> int:
         """What ``nvidia-smi`` shows for the process; managed memory it does not (measured on an H100 and an H200)."""
-        return self.least_bytes + self.cached_bytes
+        pinned = self.allocated_bytes + self.unsplit_bytes + self.context.bytes + self.nccl_bytes
+        return pinned + self.cached_bytes
 
 
 def device_memory(estimate: MemoryEstimate, device: Device | None) -> DeviceMemory:
@@ -74,10 +82,11 @@ def device_memory(estimate: MemoryEstimate, device: Device | None) -> DeviceMemo
         paged_bytes=min(estimate.paged_bytes, room),
         spread_bytes=spread,
         nccl_bytes=nccl.bytes,
+        kept_bytes=allocator.kept_bytes,
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """Whether a job fits a device.
 
@@ -96,6 +105,12 @@ class Verdict:
     reason: str
 
     @property
+    def needs_words(self) -> bool:
+        """Whether :attr:`reason` says more than the verdict and what is left."""
+        lies_in_pieces = self.memory.cached_bytes >= -self.slack_bytes  # else it would not fit with an empty cache
+        return self.fit in IN_DOUBT or (self.fit is Fit.DOES_NOT_FIT and lies_in_pieces)
+
+    @property
     def uncertainty_bytes(self) -> int:
         """How much more than estimated the job may take."""
         return self.memory.spread_bytes
@@ -104,16 +119,25 @@ class Verdict:
 def judge(estimate: MemoryEstimate, device: Device) -> Verdict:
     """Whether a job fits.
 
-    It fits if the device holds all that it takes and the uncertainty besides. It does not fit if the device cannot
-    hold what is allocated and the context. Between these it is tight: it runs if the allocator gives back enough of
-    what it keeps, or if the estimate is not exceeded.
+    It fits if the device holds all that it takes and the uncertainty besides. It does not fit if the device cannot hold
+    what the job cannot do without: the context, what is allocated, and of what is cached the part that a replay with
+    less and less memory could not give back. Between these it is tight, if that replay was made or if only the
+    uncertainty is in doubt; else it fits only if the allocator can give back enough.
     """
     needed = device_memory(estimate, device)
     slack = device.usable_bytes - needed.bytes
     if needed.least_bytes > device.usable_bytes:
         fit, reason = Fit.DOES_NOT_FIT, "allocated memory and the CUDA context exceed the device"
+        if needed.kept_bytes and needed.least_bytes - needed.kept_bytes <= device.usable_bytes:
+            reason = (
+                f"{gib(needed.kept_bytes)} of {gib(needed.cached_bytes)} cached lie in pieces, and cannot be given back"
+            )
     elif slack < 0:
-        fit, reason = Fit.TIGHT, f"{gib(-slack)} of {gib(needed.cached_bytes)} cached must be given back while it runs"
+        of_cache = f"{gib(-slack)} of {gib(needed.cached_bytes)} cached"
+        if needed.kept_bytes is not None:
+            fit, reason = Fit.TIGHT, f"{of_cache} must be given back while it runs, and can be"
+        else:
+            fit, reason = Fit.ONLY_IF, f"{of_cache} can be given back while it runs"
     elif slack < needed.spread_bytes:
         fit, reason = Fit.TIGHT, f"what is left is less than the uncertainty of {gib(needed.spread_bytes)}"
     else:
@@ -122,4 +146,4 @@ def judge(estimate: MemoryEstimate, device: Device) -> Verdict:
             reason += f"; {gib(needed.paged_bytes)} of paged optimizer states take what is free"
         if needed.paged_bytes < estimate.paged_bytes:
             reason += f", {gib(estimate.paged_bytes - needed.paged_bytes)} move to the host"
-    return Verdict(fit, slack, needed, reason)
+    return Verdict(fit=fit, slack_bytes=slack, memory=needed, reason=reason)

@@ -7,18 +7,18 @@ from rich.console import Console
 
 import fitplan
 from benchmarks import advice as advice_scenarios
-from fitplan.advice import LEVERS, AdviceReport, Advisor, advise_on, smallest_device
+from fitplan.advice import LEVERS, AdviceReport, Advisor, advise_on, smallest_devices
 from fitplan.cli.main import main
 from fitplan.cli.parser import make_parser
+from fitplan.configs.resolve import ModelConfig
 from fitplan.devices.device import device_of_size, find_device, known_devices
 from fitplan.memory import MemoryEstimate, MemoryMoment
-from fitplan.models.resolve import ModelConfig
 from fitplan.report.advice import print_advice
 from fitplan.report.command import flags
 from fitplan.setup import Method, TrainingSetup
 from fitplan.trace.events import Category
 from fitplan.units import GIB
-from fitplan.verdict import Fit, judge
+from fitplan.verdict import IN_DOUBT, Fit, judge
 
 
 def _estimate(size: int) -> MemoryEstimate:
@@ -82,13 +82,15 @@ def test_levers_come_in_the_order_of_their_pain() -> None:
 def test_the_smallest_device_runs_the_same_kernels(asked: str, newer: bool) -> None:
     gpu = find_device(asked)
     alike = [d for d in known_devices() if (d.capability >= (8, 0)) is newer]
-    found = smallest_device(_estimate(20 * GIB), gpu, known_devices())
-    assert found in alike
-    assert judge(_estimate(20 * GIB), found).fit is Fit.FITS
-    smaller = [d for d in alike if d.usable_bytes < found.usable_bytes]
+    found = smallest_devices(_estimate(20 * GIB), gpu, known_devices())
+    assert found
+    assert set(found) <= set(alike)
+    assert all(judge(_estimate(20 * GIB), one).fit is Fit.FITS for one in found)
+    assert len({round(one.total_bytes / GIB) for one in found}) == 1
+    smaller = [d for d in alike if d.total_bytes < min(one.total_bytes for one in found)]
     assert smaller
     assert all(judge(_estimate(20 * GIB), d).fit is not Fit.FITS for d in smaller)
-    assert smallest_device(_estimate(10_000 * GIB), gpu, known_devices()) is None
+    assert smallest_devices(_estimate(10_000 * GIB), gpu, known_devices()) == ()
 
 
 @pytest.mark.parametrize("number", range(12))
@@ -103,14 +105,39 @@ def _advised(asked: dict[str, Any], usable: int, fixed: set[str]) -> Any:
     return advise_on(TrainingSetup(**asked), frozenset(fixed), _made_up, device, known_devices())
 
 
-def test_what_is_made_tight_comes_before_letting_go() -> None:
-    """Without the context 6 GiB are needed as asked, 5 with one row; QLoRA would let go of the method."""
+def test_what_is_only_made_tight_does_not_end_the_search() -> None:
+    """Without the context 6 GiB are needed as asked, 5 with one row; with QLoRA, which lets go of the method, 3."""
     fixed = {"method", "gradient_checkpointing"}
     needed = judge(_estimate(5 * GIB), device_of_size(99 * GIB)).memory.bytes
     advice = _advised({"method": "lora", "batch_size": 2}, needed, fixed)
-    assert advice.fix.verdict.fit is Fit.TIGHT
-    assert [step.name for step in advice.fix.steps] == ["smaller batch, accumulated"]
-    assert advice.let_go == ()
+    assert advice.fix.verdict.fit is Fit.FITS
+    assert [step.name for step in advice.fix.steps] == ["QLoRA instead of LoRA"]
+    assert advice.let_go == ("method",)
+
+
+def test_a_length_that_is_shortened_is_the_longest_that_fits() -> None:
+    def by_length(setup: TrainingSetup) -> MemoryEstimate:
+        return _estimate(setup.seq_len * GIB // 1024)
+
+    device = device_of_size(judge(_estimate(5 * GIB), device_of_size(99 * GIB)).memory.bytes + 2 * GIB)
+    found = Advisor(TrainingSetup(method="lora", seq_len=8192), frozenset(), by_length, device).smallest_fix()
+    assert found is not None
+    assert found.verdict.fit is Fit.FITS
+    assert [(step.name, dict(step.changes)) for step in found.steps] == [
+        ("shorter sequences", {"seq_len": found.setup.seq_len})
+    ]
+    assert judge(by_length(found.setup.with_(seq_len=found.setup.seq_len + 64)), device).fit is not Fit.FITS
+
+
+def test_what_there_is_room_for_is_the_most() -> None:
+    report = fitplan.advise("llama-70b", gpu="h100", method="qlora")
+    assert set(report.advice.largest) == {"batch_size", "seq_len", "lora_r"}
+    for name, most in report.advice.largest.items():
+        step = {"batch_size": 1, "seq_len": 64, "lora_r": 8}[name]
+        for value, fits in ((most, True), (most + step, False)):
+            asked = report.advice.asked.setup.with_(**{name: value})
+            verdict = judge(fitplan.estimate("llama-70b", gpu="h100", **asked.to_dict()), report.gpu)
+            assert (verdict.fit is Fit.FITS) is fits, (name, value)
 
 
 def test_what_is_tight_already_is_made_to_fit() -> None:
@@ -137,6 +164,8 @@ def test_proposals_are_what_check_says_of_them(model: str, gpu: str, settings: d
     proposals = [report.advice.asked, report.advice.fix, report.advice.best, *report.advice.levers[:2]]
     for proposal in [p for p in proposals if p is not None]:
         (plan,) = fitplan.check(model, gpu=gpu, **proposal.setup.to_dict()).plans
+        if proposal.verdict.fit in IN_DOUBT:
+            continue  # which check decides by a trace
         assert plan.estimate == proposal.estimate
         assert plan.verdict == proposal.verdict
         saved = report.advice.asked.verdict.memory.bytes - proposal.verdict.memory.bytes
@@ -157,7 +186,7 @@ def test_the_best_settings_train_most_of_the_model() -> None:
     assert best is not None
     assert best.setup.method is Method.FULL
     assert best.verdict.fit is Fit.FITS
-    larger = best.setup.with_(batch_size=2 * best.setup.batch_size)
+    larger = best.setup.with_(batch_size=best.setup.batch_size + 1)
     (plan,) = fitplan.check("llama-8b", gpu="a100-80gb", **larger.to_dict()).plans
     assert plan.verdict is not None
     assert plan.verdict.fit is not Fit.FITS
@@ -183,7 +212,7 @@ def test_steps_are_told_as_the_flags_that_take_them(capsys: pytest.CaptureFixtur
     assert "expandable segments: --expandable-segments  " in text
     assert "no k-bit preparation: --no-kbit-prepare" in text
     main(["check", "llama-8b", "--gpu", "4090", "--method", "lora", "--no-gradient-checkpointing"])
-    assert "to make it fit: half the sequence length: --seq-len 512 (" in capsys.readouterr().out
+    assert "to make it fit: shorter sequences: --seq-len " in capsys.readouterr().out
 
 
 def test_flags_are_what_the_command_takes() -> None:
@@ -196,10 +225,10 @@ def test_flags_are_what_the_command_takes() -> None:
 
 
 def test_what_only_comes_closest_is_not_said_to_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    device = device_of_size(judge(_estimate(5 * GIB), device_of_size(99 * GIB)).memory.bytes)
+    device = device_of_size(judge(_estimate(2 * GIB), device_of_size(99 * GIB)).memory.bytes)
     for asked, words in (
-        ({"method": "lora", "batch_size": 2}, "No known change makes it fit; what comes closest:"),
-        ({"method": "lora", "batch_size": 2, "gradient_checkpointing": False}, "what comes closest:"),
+        ({"method": "qlora", "batch_size": 2}, "No known change makes it fit; what comes closest:"),
+        ({"method": "qlora", "batch_size": 2, "gradient_checkpointing": False}, "what comes closest:"),
     ):
         advice = advise_on(TrainingSetup(**asked), frozenset({"method"}), _made_up, device, ())
         report = AdviceReport(model=ModelConfig("m", "given", {}), gpu=device, advice=advice, source="shipped")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 import fitplan
+from fitplan.configs.catalog import find_entries
+from fitplan.configs.resolve import ModelConfig
 from fitplan.errors import InputError, SetupConflict
-from fitplan.models.catalog import find_entries
-from fitplan.models.resolve import ModelConfig
 from fitplan.report.models import models_document
 from fitplan.setup import Attention, TrainingSetup
 

@@ -17,7 +17,10 @@ import pytest
 import fitplan
 from fitplan.api import check
 from fitplan.cli.main import main
+from fitplan.errors import MissingDependency
+from fitplan.report.terminal import best_of, describe
 from fitplan.trace.events import Category
+from fitplan.units import gib
 
 SMALL = ["check", "smollm2-135m", "--seq-len", "64"]
 
@@ -70,10 +73,51 @@ def test_command_and_library_say_the_same(document: Any) -> None:
 def test_the_table_answers_all_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, "--gpu", "4090"]) == 0
     text = capsys.readouterr().out
-    for word in ("QLoRA", "LoRA", "full", "fits", "peaks in", "trains", "base weights", "CUDA context"):
+    for word in ("QLoRA", "LoRA", "full", "fits", "peaks in", "base weights", "CUDA context"):
         assert word in text
-    assert "adapter on disk" in text
-    assert "in nf4" in text
+    assert text.count("peaks in") == 1
+    assert main([*SMALL, "--gpu", "4090", "-v"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("peaks in") == 3
+    for word in ("trains", "adapter on disk", "in nf4"):
+        assert word in text
+
+
+def test_the_verdicts_come_first_and_what_decides_is_on_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "llama-70b", "--gpu", "H100"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    first = [line.split()[0] for line in lines[2:8] if line and not line.startswith(" ")]
+    assert first[:3] == ["QLoRA", "LoRA", "full"]
+    assert lines[2].endswith("GiB left")
+    assert "as it is, it fits 179 GiB: B200" in lines[4]
+    report = check("llama-70b", gpu="h100")
+    assert f"up to {gib(report.plans[0].memory.bytes + report.plans[0].memory.spread_bytes)}" in lines[2]
+    assert f"  {describe(best_of(report.plans).setup)}"[:60] in "\n".join(lines)
+
+
+def test_in_doubt_a_trace_decides(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between what is allocated and what would be reserved a replay with the GPU's own memory tells whether it runs."""
+    (plan,) = check("smollm2-135m", vram="99GiB", method="lora", seq_len=64).plans
+    usable = plan.memory.bytes - plan.memory.cached_bytes // 2
+    asked = [*SMALL, "--method", "lora", "--vram", str(usable)]
+    code = main([*asked, "--json"])
+    (plan,) = json.loads(capsys.readouterr().out)["plans"]
+    assert (plan["source"], plan["undecided"]) == ("trace", None)
+    assert plan["estimate"]["device"]["kept_bytes"] is not None
+    assert (plan["verdict"], code) in (("tight", 0), ("does_not_fit", 1), ("fits", 0))
+
+    def none(*_: Any, **__: Any) -> None:
+        raise MissingDependency("tracing a model needs torch")
+
+    monkeypatch.setattr("fitplan.estimator.made", none)
+    monkeypatch.setattr("fitplan.estimator.find_cached", lambda *_: None)
+    assert main(asked) == 5
+    text = capsys.readouterr().out
+    assert "only if" in text
+    assert "a trace of this very job would decide it, but tracing a model needs torch" in " ".join(text.split())
+    could, of = re.search(r"(\d+) of (\d+) replayed jobs could give back (\d+)%", " ".join(text.split())).groups()[:2]
+    assert 0 < int(could) < int(of)
 
 
 @pytest.mark.parametrize(("vram", "code", "word"), [("24GiB", 0, "fits"), ("200MiB", 1, "does not fit")])
@@ -126,7 +170,7 @@ def test_public_names_are_there() -> None:
 
 
 def test_every_shipped_config_is_complete() -> None:
-    from fitplan.models.catalog import catalog, spellings
+    from fitplan.configs.catalog import catalog, spellings
     from fitplan.resources import profiles
 
     entries = catalog()
@@ -144,7 +188,7 @@ def test_every_shipped_config_is_complete() -> None:
 def test_models_come_from_folders_files_and_configs(tmp_path: Path) -> None:
     from families import FAMILIES
 
-    from fitplan.models.resolve import resolve_model
+    from fitplan.configs.resolve import resolve_model
     from fitplan.step.architecture import load_config
 
     (tmp_path / "tiny").mkdir()
@@ -212,14 +256,14 @@ def test_the_gpu_of_this_machine_is_the_default(
     ],
 )
 def test_models_are_found_by_the_names_people_type(typed: str, name: str, published: str) -> None:
-    from fitplan.models.resolve import resolve_model
+    from fitplan.configs.resolve import resolve_model
 
     found = resolve_model(typed)
     assert (found.name, found.source, found.pretrained) == (name, "shipped", published)
 
 
 def test_a_hub_id_without_its_owner_names_no_model_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fitplan.models import catalog
+    from fitplan.configs import catalog
 
     entries = [
         catalog.CatalogEntry("one", ("a/same", "a/Own"), ("short",), 1, False),
@@ -234,7 +278,7 @@ def test_a_hub_id_without_its_owner_names_no_model_at_random(monkeypatch: pytest
 def test_a_folder_comes_before_what_is_only_another_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from families import FAMILIES
 
-    from fitplan.models.resolve import resolve_model
+    from fitplan.configs.resolve import resolve_model
 
     monkeypatch.chdir(tmp_path)
     for name, source in (("Qwen2.5-7B-Instruct", "file"), ("llama_8b", "file"), ("llama-8b", "shipped")):
@@ -255,8 +299,8 @@ def test_a_folder_comes_before_what_is_only_another_spelling(tmp_path: Path, mon
     ],
 )
 def test_the_name_of_a_family_is_answered_with_its_members(typed: str, hint: str) -> None:
+    from fitplan.configs.resolve import resolve_model
     from fitplan.errors import ModelNotFound
-    from fitplan.models.resolve import resolve_model
 
     with pytest.raises(ModelNotFound) as refused:
         resolve_model(typed)
@@ -265,7 +309,7 @@ def test_the_name_of_a_family_is_answered_with_its_members(typed: str, hint: str
 
 def test_an_alias_keeps_family_and_size_apart() -> None:
     """``qwen2.57b`` is nothing that anybody types, and no good suggestion for what somebody did."""
-    from fitplan.models.catalog import catalog
+    from fitplan.configs.catalog import catalog
 
     for entry in catalog():
         for alias in entry.aliases:

@@ -21,9 +21,9 @@ from transformers.models.llama import modeling_llama
 from fitplan.allocator.caching import CachingAllocator
 from fitplan.allocator.replay import replay
 from fitplan.cli.main import main
+from fitplan.configs.resolve import ModelConfig
 from fitplan.devices.detect import DetectedGpu, State
 from fitplan.devices.nvml import Memory
-from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 from fitplan.step.job import Place
 from fitplan.trace.recorder import Recorder

@@ -18,8 +18,8 @@ from real_runs import CPU, batch_bytes, our_run
 import fitplan
 from fitplan import emit
 from fitplan.cli.main import main
+from fitplan.configs.resolve import resolve_model
 from fitplan.errors import InputError
-from fitplan.models.resolve import resolve_model
 from fitplan.plan import CheckReport
 from fitplan.setup import MixedPrecision, Padding, TrainingSetup
 from fitplan.step import architecture, model, run

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.devices.context import context_on
 from fitplan.devices.device import Device, _entries, device_of_size, find_device, known_devices
 from fitplan.errors import DeviceNotFound, InputError
 from fitplan.memory import AllocatorOverhead, MemoryEstimate, MemoryMoment, estimate_trace
-from fitplan.models.resolve import ModelConfig
 from fitplan.phase import Phase
 from fitplan.plan import CheckReport
 from fitplan.question import device_named
@@ -79,8 +79,8 @@ def test_the_verdict_turns_where_it_says(spare: int, expected: Fit) -> None:
     [
         (14 * GIB + LARGEST_CONTEXT + SPREAD + 300 * MIB, Fit.FITS, "leave enough"),
         (14 * GIB + LARGEST_CONTEXT + SPREAD + 300 * MIB - 1, Fit.TIGHT, "less than the uncertainty"),
-        (14 * GIB + LARGEST_CONTEXT - 512 * MIB, Fit.TIGHT, "512.0 MiB of 3.00 GiB cached must be given back"),
-        (11 * GIB + LARGEST_CONTEXT, Fit.TIGHT, "3.00 GiB of 3.00 GiB cached"),
+        (14 * GIB + LARGEST_CONTEXT - 512 * MIB, Fit.ONLY_IF, "512.0 MiB of 3.00 GiB cached can be given back"),
+        (11 * GIB + LARGEST_CONTEXT, Fit.ONLY_IF, "3.00 GiB of 3.00 GiB cached"),
         (11 * GIB + LARGEST_CONTEXT - 1, Fit.DOES_NOT_FIT, "exceed"),
     ],
 )
@@ -90,6 +90,23 @@ def test_what_the_allocator_keeps_makes_it_tight(usable: int, expected: Fit, wor
     assert (verdict.fit, words in verdict.reason) == (expected, True), verdict.reason
     assert verdict.memory.bytes == 14 * GIB + LARGEST_CONTEXT == usable - verdict.slack_bytes
     assert estimate.peak_reserved_bytes == 14 * GIB
+
+
+@pytest.mark.parametrize(
+    ("short", "kept", "expected", "words"),
+    [
+        (2 * GIB, GIB, Fit.TIGHT, "2.00 GiB of 3.00 GiB cached must be given back while it runs, and can be"),
+        (2 * GIB + 1, GIB, Fit.DOES_NOT_FIT, "1.00 GiB of 3.00 GiB cached lie in pieces, and cannot be given back"),
+        (3 * GIB, 0, Fit.TIGHT, "3.00 GiB of 3.00 GiB"),
+        (3 * GIB + 1, 0, Fit.DOES_NOT_FIT, "exceed the device"),
+    ],
+)
+def test_a_replay_with_less_decides_what_fits_only_if(short: int, kept: int, expected: Fit, words: str) -> None:
+    allocator = AllocatorOverhead(GIB, 3 * GIB, 0, kept_bytes=kept)
+    usable = 14 * GIB + LARGEST_CONTEXT - short
+    verdict = judge(replace(_estimate(10 * GIB), allocator=allocator), Device("t", 99 * GIB, usable, (8, 0), "t"))
+    assert (verdict.fit, verdict.slack_bytes) == (expected, -short)
+    assert words in verdict.reason
 
 
 def test_paged_states_stay_where_there_is_room() -> None:

@@ -14,9 +14,9 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 import fitplan
 from fitplan import faults
 from fitplan.cli.main import main
+from fitplan.configs.resolve import ModelConfig
 from fitplan.errors import InputError, LibraryMoved, MissingDependency, ModelNotSupported
 from fitplan.faults import KNOWN, interface_of, is_own, moved_library, told_as
-from fitplan.models.resolve import ModelConfig
 from fitplan.setup import Method
 from fitplan.shipping import ship
 from fitplan.trace.recorder import Recorder

@@ -9,6 +9,8 @@ from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fitplan.configs.catalog import catalog
+from fitplan.configs.resolve import ModelConfig, resolve_model
 from fitplan.footprint.derive import NotAlike
 from fitplan.footprint.document import footprint_from_dict, footprint_to_dict
 from fitplan.footprint.footprint import Footprint, Piece, piece_at_point
@@ -16,8 +18,6 @@ from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.size import NoFormula, Numbers, Shape, Size, lengths_of, size_through
 from fitplan.footprint.store import find_shipped
 from fitplan.memory import MemoryEstimate, estimate_trace
-from fitplan.models.catalog import catalog
-from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.setup import Optim, TrainingSetup
 from fitplan.surveyor import surveyed
 from fitplan.tracer import trace_job

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fitplan.api import check
-from fitplan.models.catalog import catalog
+from fitplan.configs.catalog import catalog
 from fitplan.plan import Plan
 
 SEQ_LEN = 8

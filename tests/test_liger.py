@@ -8,12 +8,12 @@ import pytest
 from families import FAMILIES
 
 import fitplan
+from fitplan.configs.resolve import ModelConfig
 from fitplan.errors import InputError, MissingDependency
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.recipe import shape_of
 from fitplan.footprint.size import Numbers, Shape, Size, lengths_of, loss_piece, size_through
 from fitplan.memory import estimate_trace
-from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 from fitplan.step.architecture import load_config
 from fitplan.surveyor import shaped, surveyed

@@ -5,8 +5,8 @@ from dataclasses import replace
 from families import FAMILIES
 
 import fitplan
+from fitplan.configs.resolve import ModelConfig, resolve_model
 from fitplan.devices.device import find_device
-from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.units import MIB
 
 

@@ -5,11 +5,11 @@ from families import FAMILIES
 
 from fitplan.allocator.replay import replay
 from fitplan.allocator.settings import EXPANDABLE, PLAIN
+from fitplan.configs.resolve import ModelConfig
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.overhead import OverheadSample, overhead_at
 from fitplan.footprint.size import Shape
 from fitplan.memory import AllocatorOverhead
-from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 from fitplan.surveyor import survey_of
 from fitplan.tracer import trace_job

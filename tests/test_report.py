@@ -220,8 +220,8 @@ def test_pictures_tell_the_numbers_of_the_library(dossier: Dossier, drawn: dict[
         told = texts(drawn[f"{plan.setup.method}-map"])
         assert isinstance(details.fit_map, FitMap)
         for cell in (cell for row in details.fit_map.cells for cell in row):
-            if cell.peak_allocated_bytes is not None and cell.peak_allocated_bytes < 1000 * 2**30:
-                assert f"{cell.peak_allocated_bytes / 2**30:.1f}" in told
+            if cell.device_bytes is not None and cell.device_bytes < 1000 * 2**30:
+                assert f"{cell.device_bytes / 2**30:.1f}" in told
         for length in details.fit_map.longest_seq.values():
             assert (f"{length:,}" if length else "none") in told
         assert "as asked" in told

@@ -31,6 +31,7 @@ ASKED = (
     "explain phi-4 --method lora --json",
     "map gemma-2-9b --gpu a100 --method lora --json",
     "check qwen2.5-0.5b --gpu 4090 --method lora --emit json",
+    "fits mistral --gpu h100 --method lora --json",
     "gpus --json",
     "models qwen3 --json",
 )

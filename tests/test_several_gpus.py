@@ -10,13 +10,13 @@ from scripts import loaded
 
 import fitplan
 from fitplan.allocator.caching import CachingAllocator
+from fitplan.configs.resolve import ModelConfig
 from fitplan.cuda import rounded
 from fitplan.devices.nccl import nccl_on
 from fitplan.errors import FitplanError, InputError, SetupConflict
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.size import Shape
 from fitplan.memory import estimate_trace
-from fitplan.models.resolve import ModelConfig
 from fitplan.phase import Phase
 from fitplan.question import Question, counted
 from fitplan.setup import Strategy, TrainingSetup

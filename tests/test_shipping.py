@@ -8,13 +8,13 @@ import pytest
 from families import FAMILIES
 
 from fitplan import shipping
+from fitplan.configs.resolve import ModelConfig, resolve_model
 from fitplan.errors import ModelNotSupported
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.recipe import recipe_of
 from fitplan.footprint.size import NoFormula, Shape
 from fitplan.footprint.store import ShippedFile
 from fitplan.memory import estimate_trace
-from fitplan.models.resolve import ModelConfig, resolve_model
 from fitplan.setup import Method, Optim, TrainingSetup
 from fitplan.tracer import trace_job
 

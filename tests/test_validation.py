@@ -472,7 +472,7 @@ def test_bad_flags_are_one_sentence(flags: tuple[str, ...], said: str, config: s
 
 
 def test_stacks_of_different_depth_are_not_extrapolated() -> None:
-    from fitplan.models.resolve import ModelConfig
+    from fitplan.configs.resolve import ModelConfig
     from fitplan.validation.depths import _depth, shortened
 
     uneven = ModelConfig("t5", "given", FAMILIES["t5"] | {"num_decoder_layers": 3})

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fitplan.cli.console import EXIT_DOES_NOT_FIT, EXIT_FITS, Narration, complain, say
+from fitplan.cli.console import EXIT_DOES_NOT_FIT, EXIT_FITS, EXIT_ONLY_IF, Narration, complain, say
 from fitplan.errors import InputError
 from fitplan.setup import given
 
 if TYPE_CHECKING:
     from fitplan.plan import CheckReport
+    from fitplan.verdict import Fit
 
 
 def check(
@@ -20,6 +21,7 @@ def check(
     vram: str | None,
     method: str | None,
     trace: bool,
+    verbose: bool,
     as_json: bool,
     emit: str | None,
     **settings: Any,
@@ -42,7 +44,7 @@ def check(
     def show(console: Any) -> None:
         from fitplan.report.terminal import print_check
 
-        print_check(report, console)
+        print_check(report, console, verbose=verbose)
 
     answer_with(as_json, report.to_dict, show)
     return _exit_code(report)
@@ -71,7 +73,6 @@ def advise(
     """``fitplan advise``."""
     from fitplan import api
     from fitplan.question import may_be_training_file
-    from fitplan.verdict import Fit
 
     with Narration() as progress:
         found = api.advise(model, gpu=_or_here(gpu, vram), vram=vram, trace=trace, progress=progress, **settings)
@@ -89,7 +90,7 @@ def advise(
         print_advice(found, console, by_default=settings["method"] is None and not may_be_training_file(model))
 
     answer_with(as_json, found.to_dict, show)
-    return EXIT_DOES_NOT_FIT if found.advice.asked.verdict.fit is Fit.DOES_NOT_FIT else EXIT_FITS
+    return exit_code_of([found.advice.asked.verdict.fit])
 
 
 def fit_map(model: str, gpu: str | None, vram: str | None, as_json: bool, **settings: Any) -> int:
@@ -186,7 +187,7 @@ def gpus(as_json: bool) -> int:
 
 def models(search: str, as_json: bool) -> int:
     """``fitplan models``."""
-    from fitplan.models.catalog import find_entries
+    from fitplan.configs.catalog import find_entries
     from fitplan.report.models import models_document, print_models
 
     found = find_entries(search)
@@ -194,13 +195,39 @@ def models(search: str, as_json: bool) -> int:
     return EXIT_FITS
 
 
+def fits(
+    search: list[str],
+    gpu: list[str] | None,
+    vram: str | None,
+    method: list[str] | None,
+    sort: str,
+    everything: bool,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """``fitplan fits``."""
+    from fitplan.fitting import matrix
+    from fitplan.verdict import Fit
+
+    here = gpu or _or_here(None, vram) or ()
+    found = matrix(search, gpu=here, vram=vram, method=method or (), **settings)
+
+    def show(console: Any) -> None:
+        from fitplan.report.fits import print_fits
+
+        print_fits(found, console, sort=sort, everything=everything)
+
+    answer_with(as_json, found.to_dict, show)
+    return exit_code_of([one.verdict.fit for one in found.answers] or [Fit.DOES_NOT_FIT])
+
+
 def profile(models: list[str], out: str, before_ampere: bool, anew: bool, missing: bool) -> int:
     """``fitplan profile``."""
     from pathlib import Path
 
+    from fitplan.configs.catalog import catalog
+    from fitplan.configs.resolve import resolve_model
     from fitplan.cuda import AMPERE, BEFORE_AMPERE
-    from fitplan.models.catalog import catalog
-    from fitplan.models.resolve import resolve_model
     from fitplan.shipping import ship
 
     names = [entry.name for entry in catalog()] if models == ["all"] else models
@@ -235,11 +262,16 @@ def _warn(warnings: Sequence[str]) -> None:
 
 
 def _exit_code(report: "CheckReport") -> int:
-    """Does not fit, if no plan does."""
+    """That of the best plan."""
+    return exit_code_of([plan.verdict.fit for plan in report.plans if plan.verdict is not None])
+
+
+def exit_code_of(fits: "Sequence[Fit]") -> int:
+    """That of the best verdict."""
     from fitplan.verdict import Fit
 
-    verdicts = [plan.verdict.fit for plan in report.plans if plan.verdict is not None]
-    return EXIT_DOES_NOT_FIT if verdicts and all(fit is Fit.DOES_NOT_FIT for fit in verdicts) else EXIT_FITS
+    codes = {Fit.DOES_NOT_FIT: EXIT_DOES_NOT_FIT, Fit.ONLY_IF: EXIT_ONLY_IF}
+    return codes.get(min(fits, key=list(Fit).index), EXIT_FITS) if fits else EXIT_FITS
 
 
 def _emit(report: "CheckReport", form: str) -> int:

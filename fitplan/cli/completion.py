@@ -17,8 +17,8 @@ class PrintCompletion(argparse.Action):
         import shtab
 
         from fitplan.cli.console import EXIT_FITS
+        from fitplan.configs.catalog import catalog
         from fitplan.devices.device import known_devices
-        from fitplan.models.catalog import catalog
         from fitplan.setup import SETTINGS
 
         enums = {one.flag: tuple(one.kind) for one in SETTINGS.values() if one.is_enum}

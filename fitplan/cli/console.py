@@ -10,15 +10,8 @@ from typing import Any, Self
 from fitplan.names import printable
 from fitplan.tui import PROGRESS
 
-EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_NO_GPU, EXIT_MISSED, EXIT_DEFECT, EXIT_INTERRUPTED = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    70,
-    130,
-)
+EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_NO_GPU, EXIT_MISSED, EXIT_ONLY_IF = range(6)
+EXIT_DEFECT, EXIT_INTERRUPTED = 70, 130
 
 
 def prepare_streams() -> None:

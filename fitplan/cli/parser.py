@@ -54,8 +54,8 @@ examples:
   fitplan check train.yaml --gpu 4090                       a training file of Axolotl, LLaMA-Factory, TRL, ...
   fitplan check --gpu 4090 -- trl sft --model_name_or_path gpt2 --use_peft      a command line, as you type it
 
-exit codes: 0 fits or tight, 1 does not fit, 2 bad input, 3 no usable GPU here;
-without --method 0 if any of the three fits or is tight, without a GPU always 0
+exit codes: 0 fits or tight, 1 does not fit, 5 fits only if cache can be given back, 2 bad input, 3 no usable GPU here;
+without --method that of the best of the three, without a GPU always 0
 """
 
 
@@ -91,6 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_tui(add)
     add_calibrate(add)
     _add_gpus(add)
+    _add_fits(add)
     _add_models(add)
     _add_profile(add)
     return parser
@@ -103,6 +104,7 @@ def _add_check(add: Add) -> None:
     _add_job(check)
     _add_form(check, emits=True)
     check.add_argument("--trace", action="store_true", help="trace the step even where its footprint is known")
+    check.add_argument("-v", "--verbose", action="store_true", help="all that is known of each method")
     _add_settings(check)
 
 
@@ -116,7 +118,7 @@ _ONE_SETUP: tuple[tuple[str, Callable[..., int], str, str], ...] = (
         "  fitplan advise llama-8b --gpu 4090 --seq-len 8192   what is given stays as it is\n"
         "  fitplan advise llama-8b --gpu 4090 --emit python > train.py   the best settings that were found\n"
         "\n"
-        "exit codes: 0 fits or tight as asked, 1 does not fit as asked, whatever would make it fit;\n"
+        "exit codes: 0 fits or tight as asked, 1 does not fit as asked, 5 only if, whatever would make it fit;\n"
         "with --emit 0 where settings that fit are known, else 1; 2 bad input, 3 no usable GPU here",
     ),
     (
@@ -185,6 +187,44 @@ def _add_models(add: Add) -> None:
     )
     models.add_argument("search", metavar="TEXT", nargs="?", default="", help="part of a name, alias or hub id")
     _add_json(models)
+
+
+def _add_fits(add: Add) -> None:
+    fits = command(
+        add,
+        "fits",
+        commands.fits,
+        "which of the shipped models can be fine-tuned on a GPU, and how far",
+        "examples:\n"
+        "  fitplan fits --gpu 4090\n"
+        "  fitplan fits qwen --gpu 4090 --gpu A100 --seq-len 8192 --sort length\n"
+        "  fitplan fits --gpu 8xH100 --method full --all\n"
+        "  fitplan fits --vram 12GiB --method qlora --json\n"
+        "\n"
+        "exit codes: 0 something fits, 1 nothing does, 5 only if cache can be given back, 2 bad input",
+    )
+    fits.add_argument(
+        "search", metavar="TEXT", nargs="*", help="part of a model's name, alias or hub id; all if left out"
+    )
+    device = fits.add_mutually_exclusive_group()
+    device.add_argument("--gpu", metavar="NAME", action="append", help="a GPU, as in fitplan check; again for another")
+    device.add_argument("--vram", metavar="SIZE", help="an amount of memory instead of a known GPU: 24GiB")
+    fits.add_argument(
+        "--method", action="append", metavar="{full,lora,qlora}", help="again for another; all if left out"
+    )
+    fits.add_argument("--batch-size", type=int, metavar="N", help="rows in a micro-batch (1)")
+    fits.add_argument("--seq-len", type=int, metavar="N", help="tokens in a row (2048)")
+    fits.add_argument("--lora-r", type=int, metavar="N", help="rank of the adapters (16)")
+    fits.add_argument("--optim", metavar="NAME", help="the optimizer, as in fitplan check")
+    fits.add_argument("--strategy", metavar="NAME", help="of several GPUs, as in fitplan check")
+    fits.add_argument("--stack", metavar="NAME", help="what trains, as in fitplan check: trl, ...")
+    fits.add_argument("--sort", choices=SORTED_BY, default="size", help="the order of the models (size)")
+    fits.add_argument("--all", action="store_true", dest="everything", help="also those with which nothing fits")
+    _add_json(fits)
+
+
+SORTED_BY = ("name", "size", "memory", "batch", "length")
+"""As :data:`fitplan.report.fits.SORTS`, which is loaded only to print."""
 
 
 def _add_profile(add: Add) -> None:

@@ -21,6 +21,9 @@ from fitplan.trace.events import Category
 
 FORMAT = 2
 
+_PLACES = {str(category): place for place, category in enumerate(CATEGORIES)}
+_PHASES = {str(phase): phase for phase in Phase}
+
 
 def footprint_to_dict(footprint: Footprint) -> dict[str, Any]:
     """The JSON of a footprint; nothing in it is rounded."""
@@ -86,8 +89,7 @@ def _piece(piece: Piece) -> dict[str, Any]:
             for g in piece.parameters
         ],
         "overheads": [
-            [o.batch_size, o.seq_len, *(n for a in (o.plain, o.expandable) for n in (a.unsplit_bytes, a.cached_bytes))]
-            for o in piece.overheads
+            [o.batch_size, o.seq_len, *_added(o.plain), *_added(o.expandable), *_kept(o)] for o in piece.overheads
         ],
         **{name: number for name, number in vars(piece.numbers).items() if number},
     }
@@ -121,12 +123,34 @@ def _piece_from(document: dict[str, Any]) -> Piece:
             )
             for storage, why, trainable, adapter, parameters, size, example in document["parameters"]
         ),
-        overheads=tuple(
-            OverheadSample(rows, length, AllocatorOverhead(*added[:2]), AllocatorOverhead(*added[2:]))
-            for rows, length, *added in document.get("overheads", ())
-        ),
+        overheads=tuple(_overhead_from(*sample) for sample in document.get("overheads", ())),
         numbers=Numbers(**{name: document.get(name, 0) for name in Numbers.__dataclass_fields__}),
     )
+
+
+def _added(overhead: AllocatorOverhead) -> tuple[int, int]:
+    return overhead.unsplit_bytes, overhead.cached_bytes
+
+
+def _kept(sample: OverheadSample) -> list[int | None]:
+    """What cannot be given back, where that was replayed."""
+    kept = [sample.plain.kept_bytes, sample.expandable.kept_bytes]
+    return kept if kept != [None, None] else []
+
+
+def _overhead_from(
+    rows: int,
+    length: int,
+    unsplit: int,
+    cached: int,
+    expandable_unsplit: int,
+    expandable_cached: int,
+    kept: int | None = None,
+    expandable_kept: int | None = None,
+) -> OverheadSample:
+    plain = AllocatorOverhead(unsplit, cached, kept_bytes=kept)
+    expandable = AllocatorOverhead(expandable_unsplit, expandable_cached, kept_bytes=expandable_kept)
+    return OverheadSample(rows, length, plain, expandable)
 
 
 def _block(block: Block) -> list[Any]:
@@ -144,11 +168,10 @@ def _live(live: Live) -> list[Any]:
 
 
 def _live_from(constant: dict[str, int], large: int, flat: list[int]) -> Live:
-    return Live(
-        tuple(constant.get(category, 0) for category in CATEGORIES),
-        large,
-        tuple(zip(flat[::2], flat[1::2], strict=True)),
-    )
+    sizes = [0] * len(CATEGORIES)
+    for category, size in constant.items():
+        sizes[_PLACES[category]] = size
+    return Live(tuple(sizes), large, tuple(zip(flat[::2], flat[1::2], strict=True)))
 
 
 def _summit(summit: Summit) -> list[Any]:
@@ -158,7 +181,7 @@ def _summit(summit: Summit) -> list[Any]:
 
 def _summit_from(phase: str, part: str, name: str, step: int, micro_batch: int, with_states: int, *live: Any) -> Summit:
     return Summit(
-        phase=Phase(phase),
+        phase=_PHASES[phase],
         part=part,
         name=name,
         step=step,

@@ -57,7 +57,7 @@ class Live:
         counts = dict(self.blocks)
         for number, count in other.blocks:
             counts[number] = counts.get(number, 0) + count
-        constant = tuple(a + b for a, b in zip(self.constant, other.constant, strict=True))
+        constant = tuple(map(operator.add, self.constant, other.constant))
         return Live(constant, self.large + other.large, tuple((n, c) for n, c in sorted(counts.items()) if c))
 
     def total(self, sizes: Sequence[int]) -> int:
@@ -414,8 +414,9 @@ class Footprint:
     versions: dict[str, str]
 
     def piece(self, shape: Shape) -> Piece | None:
-        """The piece that holds for ``shape``, if one does."""
-        return next((piece for piece in self.pieces if shape in piece.region), None)
+        """The piece that holds for ``shape``, if one does; before all others one that holds for nothing else."""
+        found = (piece for piece in self.pieces if shape in piece.region)
+        return min(found, key=lambda piece: not piece.region.is_point, default=None)
 
     def for_ranks(self, least: int, most: int) -> "Footprint":
         """The same, for no other ranks."""

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device
 from fitplan.footprint.recipe import Recipe, kernels_of, recipe_of, shape_of
 from fitplan.footprint.size import Shape
-from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 
 

@@ -6,7 +6,7 @@ made; a job in between lies on the line between its neighbours, and says how far
 
 from bisect import bisect_left
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fitplan.footprint.size import Shape
 from fitplan.memory import AllocatorOverhead
@@ -35,6 +35,10 @@ class OverheadSample:
         return self.batch_size * self.seq_len
 
 
+PRESSED_PARTS = 64
+"""What cannot be given back is known to within this part of what is cached."""
+
+
 def replayed(
     sizes: Sequence[int],
     events: Sequence[int],
@@ -42,20 +46,33 @@ def replayed(
     shape: Shape,
     emptied: Container[int],
     streams: Mapping[int, int] | None = None,
+    *,
+    pressed: Container[bool] = (),
 ) -> OverheadSample:
     """What the allocator adds to a job of this shape, whose blocks have these sizes.
 
     ``steps`` tells in which optimizer step each event is; ``emptied`` are the births, of no bytes, at which the cache
-    is emptied; ``streams`` are those that are not for the first stream.
+    is emptied; ``streams`` are those that are not for the first stream. ``pressed`` says for which of plain and
+    expandable segments it is looked for what the allocator cannot give back, which takes several times as long.
     """
-    from fitplan.allocator.replay import replay_events  # a shipped answer replays nothing, and starts sooner
-    from fitplan.allocator.settings import EXPANDABLE, PLAIN
+    from fitplan.allocator.replay import Peaks, replay_events  # a shipped answer replays nothing, and starts sooner
+    from fitplan.allocator.settings import EXPANDABLE, PLAIN, AllocatorSettings
 
-    plain, expandable = (
-        replay_events(sizes, events, settings, steps=steps, emptied=emptied, streams=streams or {}).overhead
-        for settings in (PLAIN, EXPANDABLE)
-    )
-    return OverheadSample(shape.batch_size, shape.seq_len, plain, expandable)
+    def added(settings: AllocatorSettings) -> AllocatorOverhead:
+        def within(limit: int | None) -> Peaks:
+            return replay_events(sizes, events, settings, limit, steps=steps, emptied=emptied, streams=streams or {})
+
+        free = within(None)
+        if settings.expandable_segments not in pressed:
+            return free.overhead
+        allocated, reserved = free.peak_allocated_bytes, free.peak_reserved_bytes
+        lost, least = allocated - 1, reserved
+        while least - lost > (reserved - allocated) / PRESSED_PARTS + 1:
+            middle = (lost + least) // 2
+            lost, least = (middle, least) if within(middle).failed_event >= 0 else (lost, middle)
+        return replace(free.overhead, kept_bytes=least - allocated)
+
+    return OverheadSample(shape.batch_size, shape.seq_len, added(PLAIN), added(EXPANDABLE))
 
 
 def overhead_at(samples: Sequence[OverheadSample], shape: Shape, *, expandable: bool) -> AllocatorOverhead | None:

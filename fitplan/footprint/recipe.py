@@ -1,11 +1,12 @@
 """What decides which operators a training step runs: the setup without its shape and its optimizer."""
 
+from functools import cache
 from typing import Any
 
 from fitplan.cuda import AMPERE
 from fitplan.footprint.size import Shape
 from fitplan.settings import Decides
-from fitplan.setup import END_TO_END, SETTINGS, SHARDED, Adapter, Padding, Quant, TrainingSetup
+from fitplan.setup import END_TO_END, SETTINGS, SHARDED, Adapter, Method, Padding, Quant, TrainingSetup
 
 SOME_DROPOUT = 0.05
 
@@ -49,7 +50,12 @@ def recipe_of(setup: TrainingSetup) -> Recipe:
 
 def completed(recipe: Recipe) -> Recipe:
     """A recipe that was written before some setting was known, which then had its default."""
-    return {**recipe_of(TrainingSetup(method=recipe["method"])), **recipe}
+    return {**_defaults(recipe["method"]), **recipe}
+
+
+@cache
+def _defaults(method: str) -> Recipe:
+    return recipe_of(TrainingSetup(method=Method(method)))
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fitplan.configs.catalog import catalog
 from fitplan.devices.device import Device
 from fitplan.errors import InputError, RehearsalImpossible
-from fitplan.models.catalog import catalog
 from fitplan.process import held
 from fitplan.rehearsal.build import stand_ins_for, torch_of
 from fitplan.rehearsal.launch import FOLDER_VARIABLE, environment

@@ -7,7 +7,8 @@ from rich.text import Text
 from fitplan.advice import AdviceReport, Proposal
 from fitplan.cuda import AMPERE
 from fitplan.report.tables import print_table
-from fitplan.report.terminal import VERDICT_STYLES, describe, told_steps
+from fitplan.report.terminal import VERDICT_STYLES, describe, said, told_devices, told_steps
+from fitplan.setup import SETTINGS
 from fitplan.units import gib
 from fitplan.verdict import Fit
 
@@ -41,19 +42,22 @@ def print_advice(report: AdviceReport, console: Console, *, by_default: bool = F
         for name, price in told_steps(advice.fix):
             console.print(f"  {name} (price: {price})")
         console.print(Text.assemble("  ", _verdict(advice.fix)))
-    if advice.levers:
+    if advice.largest:
         console.print()
-        print_table(_levers(advice.levers), console)
+        grown = [f"{SETTINGS[name].flag} up to {most:,}" for name, most in advice.largest.items()]
+        console.print(f"There is room, each alone: {', '.join(grown)}.")
     if advice.best is not None:
         console.print()
         console.print(Text("The most of the model that this GPU can train, with the largest batch:", style="bold"))
         console.print(f"  {advice.best.setup.method}, {describe(advice.best.setup)}")
         console.print(Text.assemble("  ", _verdict(advice.best)))
+    if advice.levers:
+        console.print()
+        print_table(_levers(advice.levers), console)
     console.print()
-    smallest = advice.device
-    where = f"{smallest.name}, {gib(smallest.usable_bytes)} usable" if smallest else "none of the known GPUs"
+    where = told_devices(advice.devices) or "none of the known ones"
     generation = " before Ampere" if gpu.capability < AMPERE else ""
-    console.print(f"The smallest GPU{generation} on which it fits as asked: {where}")
+    console.print(f"The smallest GPUs{generation} on which it fits as asked: {where}")
     console.print("Every proposal was estimated as the question was.", style="dim")
     if advice.unknown:
         console.print(f"Not estimated: {', '.join(advice.unknown)}; --trace tries what takes a trace.", style="dim")
@@ -73,7 +77,4 @@ def _levers(levers: tuple[Proposal, ...]) -> Table:
 
 
 def _verdict(proposal: Proposal) -> Text:
-    name, style = VERDICT_STYLES[proposal.verdict.fit]
-    slack = proposal.verdict.slack_bytes
-    rest = f"{gib(slack)} left" if slack >= 0 else f"{gib(-slack)} too much"
-    return Text.assemble((gib(proposal.verdict.memory.bytes), "bold"), "  ", (name, style), f", {rest}")
+    return Text.assemble((gib(proposal.verdict.memory.bytes), "bold"), "  ", *said(proposal.verdict))

@@ -8,8 +8,8 @@ from fitplan.explanation import Explanation, Term
 from fitplan.fitmap import Cell, FitMap
 from fitplan.footprint.size import LENGTHS
 from fitplan.report.tables import print_table
-from fitplan.report.terminal import CATEGORY_NAMES, VERDICT_STYLES, describe, describe_recipe
-from fitplan.units import counted, gib
+from fitplan.report.terminal import BESIDE_NAMES, CATEGORY_NAMES, VERDICT_STYLES, beside, describe, describe_recipe
+from fitplan.units import GIB, counted, gib
 
 MIN_SHARE = 0.001
 """Terms below this share of the peak are told together."""
@@ -50,8 +50,14 @@ def print_explanation(found: Explanation, console: Console) -> None:
     used = [name for name in found.values if any(name in term.lengths for term in shown)]
     if used:
         console.print(", ".join(f"{name} = {LENGTHS[name]} = {found.values[name]:,}" for name in used), style="dim")
+    memory = found.memory
+    told = ", ".join(f"{BESIDE_NAMES[key]} {gib(size)}" for key, size in beside(memory).items() if size)
+    console.print(f"with {told}: {gib(memory.bytes)} of device memory")
     for change in found.changes:
-        console.print(f"{CHANGE_NAMES[change.name].format(f'{change.by:,}')} = {signed(change.bytes)}")
+        name = CHANGE_NAMES[change.name].format(f"{change.by:,}")
+        console.print(
+            f"{name} = {signed(change.device_bytes)} of device memory, {signed(change.bytes)} of it allocated"
+        )
 
 
 def short_owner(what: str) -> str:
@@ -72,9 +78,9 @@ def signed(size: int) -> str:
 
 
 def print_map(found: FitMap, console: Console) -> None:
-    """Print the map: a row for each sequence length, a column for each batch size, GiB allocated in the cells."""
+    """Print the map: a row for each sequence length, a column for each batch size, GiB in the cells."""
     console.print(Text.assemble((found.model.name, "bold"), f"  {found.setup.method}, {describe_recipe(found.setup)}"))
-    console.print(f"GiB allocated at the peak, on {found.gpu.name} with {gib(found.gpu.usable_bytes)} usable")
+    console.print(f"GiB of device memory at the peak, on {found.gpu.name} with {gib(found.gpu.usable_bytes)} usable")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("length", justify="right", style="bold", no_wrap=True)
     for cell in found.cells[0]:
@@ -94,12 +100,12 @@ def print_map(found: FitMap, console: Console) -> None:
     )
 
 
-_MARKS = dict(zip(VERDICT_STYLES, ("", "~", "!"), strict=True))
+_MARKS = dict(zip(VERDICT_STYLES, ("", "~", "?", "!"), strict=True))
 
 
 def _cell(cell: Cell) -> Text:
     """The peak; a sign tells the verdict where colours do not."""
-    if cell.peak_allocated_bytes is None or cell.verdict is None:
+    if cell.verdict is None:
         return Text("", style="dim")
     style = VERDICT_STYLES[cell.verdict.fit][1].removeprefix("bold ")
-    return Text(f"{cell.peak_allocated_bytes / 2**30:.1f}{_MARKS[cell.verdict.fit]}", style=style)
+    return Text(f"{cell.verdict.memory.bytes / GIB:.1f}{_MARKS[cell.verdict.fit]}", style=style)

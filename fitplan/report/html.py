@@ -26,6 +26,8 @@ from fitplan.report.terminal import (
     beside,
     describe,
     describe_recipe,
+    slack_words,
+    told_devices,
     told_steps,
 )
 from fitplan.report.validation import timelines
@@ -33,12 +35,13 @@ from fitplan.setup import Method, TrainingSetup
 from fitplan.units import MIB, count, gib
 from fitplan.verdict import Fit, Verdict
 
-SIGNS = {Fit.FITS: "✓", Fit.TIGHT: "≈", Fit.DOES_NOT_FIT: "✕"}
+SIGNS = {Fit.FITS: "✓", Fit.TIGHT: "≈", Fit.ONLY_IF: "?", Fit.DOES_NOT_FIT: "✕"}
 """Beside each verdict, for whom its colour says nothing."""
 
 _SAID = {
     Fit.FITS: ("fits", "fit"),
     Fit.TIGHT: ("is tight", "are tight"),
+    Fit.ONLY_IF: ("fits only if cache is given back", "fit only if cache is given back"),
     Fit.DOES_NOT_FIT: ("does not fit", "do not fit"),
 }
 
@@ -118,8 +121,7 @@ def _signed(size: int) -> Markup:
 
 def _left(verdict: Verdict) -> Markup:
     """What is left, or what is missing."""
-    slack = verdict.slack_bytes
-    return Markup("{} {}").format(_size(abs(slack)), "left" if slack >= 0 else "too much")
+    return Markup("{} {}").format(_size(abs(verdict.slack_bytes)), slack_words(verdict))
 
 
 Row = tuple[str, str, list[int]]
@@ -192,6 +194,7 @@ _WORDS: dict[str, Any] = {
     "product": product,
     "owner": short_owner,
     "steps": told_steps,
+    "smallest": told_devices,
     "recipe": describe_recipe,
 }
 """What the template may call; the words are those of the terminal."""

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fitplan.configs.catalog import CatalogEntry
 from fitplan.cuda import AMPERE, BEFORE_AMPERE
 from fitplan.footprint.recipe import kernels_of, settings_of
 from fitplan.footprint.store import shipped_recipes
-from fitplan.models.catalog import CatalogEntry
 from fitplan.report.tables import print_table
 from fitplan.report.terminal import METHOD_NAMES
 from fitplan.units import count

@@ -51,6 +51,7 @@ LIGHT: dict[str, str] = {
     _WHOLE: "#0073b3",
     Fit.FITS: "#d3efe3",
     Fit.TIGHT: "#fbeab5",
+    Fit.ONLY_IF: "#fbdbb5",
     Fit.DOES_NOT_FIT: "#f8d8c6",
 }
 """The colours on white; those of the categories are Okabe and Ito's, the yellow a little darker."""
@@ -68,6 +69,7 @@ DARK: dict[str, str] = {
     _WHOLE: "#2b8fd1",
     Fit.FITS: "#12493a",
     Fit.TIGHT: "#57470f",
+    Fit.ONLY_IF: "#5f3a12",
     Fit.DOES_NOT_FIT: "#66301a",
 }
 """The same on a dark ground."""
@@ -202,16 +204,18 @@ def fit_map_svg(found: FitMap) -> str:
         _legend(figure, keys, len(keys))
         return figure
 
-    return _drawn(draw, f"GiB allocated at the peak by batch size and sequence length, and what fits {found.gpu.name}")
+    return _drawn(
+        draw, f"GiB of device memory at the peak by batch size and sequence length, and what fits {found.gpu.name}"
+    )
 
 
 def _cell(axes: Axes, x: int, y: int, cell: Cell) -> None:
     """The peak of one cell, on the colour of its verdict; a dash where no formula reaches."""
-    if cell.peak_allocated_bytes is None or cell.verdict is None:
+    if cell.verdict is None:
         text, look = "–", {"color": LIGHT["muted"]}
     else:
         axes.add_patch(_square(x, y, **_verdict_look(cell.verdict.fit)))
-        size = cell.peak_allocated_bytes / GIB
+        size = cell.verdict.memory.bytes / GIB
         text = f"{size:.1f}" if size < 1000 else f"{size:.0f}"
         look = {"weight": "bold" if cell.verdict.fit is Fit.FITS else "normal"}
     axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=_SMALL_TEXT, **look)  # type: ignore[arg-type]
@@ -222,7 +226,7 @@ def _square(x: int, y: int, **look: Any) -> Rectangle:
 
 
 def _verdict_look(fit: Fit) -> dict[str, Any]:
-    hatch = {Fit.FITS: "", Fit.TIGHT: "\\\\", Fit.DOES_NOT_FIT: "///"}[fit]
+    hatch = {Fit.FITS: "", Fit.TIGHT: "\\\\", Fit.ONLY_IF: "xx", Fit.DOES_NOT_FIT: "///"}[fit]
     return {"facecolor": LIGHT[fit], "edgecolor": LIGHT["ground"], "hatch": hatch, "linewidth": 0}
 
 

@@ -15,9 +15,9 @@ from fitplan.plan import CheckReport, Plan
 from fitplan.report.command import flags
 from fitplan.setup import SETTINGS, Method, TrainingSetup
 from fitplan.trace.events import Category
-from fitplan.units import count, gib
+from fitplan.units import GIB, count, gib
 from fitplan.validation.records import Record
-from fitplan.verdict import DeviceMemory, Fit
+from fitplan.verdict import IN_DOUBT, DeviceMemory, Fit, Verdict
 
 CATEGORY_NAMES = {
     Category.BASE_WEIGHTS: "base weights",
@@ -46,6 +46,7 @@ _COLOURS = {
 VERDICT_STYLES = {
     Fit.FITS: ("fits", "bold green"),
     Fit.TIGHT: ("tight", "bold yellow"),
+    Fit.ONLY_IF: ("only if", "bold yellow"),
     Fit.DOES_NOT_FIT: ("does not fit", "bold red"),
 }
 _MARKS: dict[str, str] = {
@@ -61,8 +62,15 @@ LOUD_SHARE = 0.5
 """Above this share of parameters left unquantised, quantisation is not what it seems."""
 
 
-def print_check(report: CheckReport, console: Console) -> None:
-    """Print the answer: one block for each setup."""
+def print_check(report: CheckReport, console: Console, *, verbose: bool = False) -> None:
+    """Print the answer: of one setup all that is known; of several a line each, then where the best one's memory goes.
+
+    Args:
+        report: the answer.
+        console: where it is printed.
+        verbose: all that is known of each.
+
+    """
     gpu = report.gpu
     heading = Text(report.model.name, style="bold")
     heading.append(f"  {count(report.plans[0].base_parameters)} parameters", style="not bold")
@@ -72,28 +80,85 @@ def print_check(report: CheckReport, console: Console) -> None:
         each = ", each with" if gpus > 1 else ","
         heading.append(f"  on {several}{gpu.name}{each} {gib(gpu.usable_bytes)} usable", style="not bold")
     console.print(heading)
-    for plan in report.plans:
+    in_full = verbose or len(report.plans) == 1
+    if len(report.plans) > 1:
         console.print()
-        console.print(_plan(plan, gpu))
+        for plan in report.plans:
+            console.print(headline(plan))
+            if not in_full:
+                console.print(Padding(_ways_out(plan), (0, 0, 0, 2)))
+        if not in_full and (others := _elsewhere(report.plans)):
+            console.print(others)
+    for plan in report.plans if in_full else (best_of(report.plans),):
+        console.print()
+        console.print(_plan(plan, gpu, in_full=in_full))
     console.print()
     console.print(_footnote(report), style="dim")
+    if not in_full:
+        console.print("More of each: -v, or --method.", style="dim")
 
 
-def _plan(plan: Plan, gpu: Device | None) -> RenderableType:
-    parts: list[RenderableType] = [headline(plan)]
-    parts.append(Padding(Text(describe(plan.setup), style="dim"), (0, 0, 0, 2)))
-    parts.append(Padding(_bar(plan, gpu), (0, 0, 0, 2)))
-    parts.append(Padding(_breakdown(plan), (0, 0, 0, 2)))
-    parts.append(Padding(_facts(plan), (0, 0, 0, 2)))
+def _elsewhere(plans: Sequence[Plan]) -> Text | None:
+    """In one line what the same jobs take with the stacks that differ."""
+    by_stack: dict[str, list[str]] = {}
+    for plan in plans:
+        for one in plan.elsewhere:
+            told = f"{METHOD_NAMES[plan.setup.method]} {gib(one.bytes)}"
+            by_stack.setdefault(f"{one.title} {one.version}", []).append(told)
+    return Text("\n".join(f"with {stack}: {', '.join(told)}" for stack, told in by_stack.items())) if by_stack else None
+
+
+def best_of(plans: Sequence[Plan]) -> Plan:
+    """The best verdict, and of those the method that changes most of the model; without verdicts the least memory."""
+    if any(plan.verdict is None for plan in plans):
+        return min(plans, key=lambda plan: plan.memory.bytes)
+    verdicts, methods = list(Fit), list(Method)
+    return min(
+        plans,
+        key=lambda plan: (verdicts.index(plan.verdict.fit) if plan.verdict else 0, methods.index(plan.setup.method)),
+    )
+
+
+def _plan(plan: Plan, gpu: Device | None, *, in_full: bool) -> RenderableType:
+    title = headline(plan) if in_full else Text(METHOD_NAMES[plan.setup.method], style="bold")
+    inside: list[RenderableType] = [Text(describe(plan.setup), style="dim"), _bar(plan, gpu)]
+    if not in_full:
+        inside += [_breakdown(plan, columns=2), _peak(plan)]
+        return Group(title, Padding(Group(*inside), (0, 0, 0, 2)))
+    inside += [_breakdown(plan), _facts(plan)]
     if plan.setup.method is Method.QLORA:
-        parts.append(Padding(audit(plan.parameters), (0, 0, 0, 2)))
+        inside.append(audit(plan.parameters))
     if plan.evidence is not None:
-        parts.append(Padding(_evidence(plan.evidence, plan.setup), (0, 0, 0, 2)))
+        inside.append(_evidence(plan.evidence, plan.setup))
+    inside.append(_ways_out(plan))
+    return Group(title, Padding(Group(*inside), (0, 0, 0, 2)))
+
+
+def _ways_out(plan: Plan) -> RenderableType:
+    """What decides, or what makes it fit, where it does not."""
+    told = []
+    if plan.undecided is not None:
+        told.append(plan.undecided)
     if plan.fix is not None:
         steps = "; ".join(step for step, _ in told_steps(plan.fix))
-        needs = gib(plan.fix.verdict.memory.bytes)
-        parts.append(Padding(Text(f"to make it fit: {steps} ({needs})"), (0, 0, 0, 2)))
-    return Group(*parts)
+        told.append(f"to make it fit: {steps} ({gib(plan.fix.verdict.memory.bytes)})")
+    if plan.smallest_gpus:
+        told.append(f"as it is, it fits {told_devices(plan.smallest_gpus)}")
+    elif plan.verdict and plan.verdict.fit is not Fit.FITS and plan.fix is None:
+        told.append("no single GPU that is known holds it: --gpu 8xH100 asks for several")
+    return Group(*map(Text, told))
+
+
+MOST_NAMES = 2
+
+
+def told_devices(devices: Sequence[Device]) -> str:
+    """GPUs of one size: ``"80 GiB: A100 80GB PCIe, A100-SXM4-80GB and 5 more"``."""
+    if not devices:
+        return ""
+    rest = len(devices) - MOST_NAMES
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"{devices[0].total_bytes / GIB:.0f} GiB: {', '.join(one.name for one in devices[:MOST_NAMES])}{more}"
 
 
 def _evidence(record: Record, asked: TrainingSetup) -> Text:
@@ -118,18 +183,38 @@ def told_steps(proposal: Proposal) -> list[tuple[str, str]]:
 
 
 def headline(plan: Plan) -> Text:
-    """What the setup needs, and whether it fits."""
+    """What the setup needs, how much more it may be, and whether it fits."""
     line = Text(f"{METHOD_NAMES[plan.setup.method]:<6}", style="bold")
-    line.append(f" {gib(plan.memory.bytes):>11}", style="bold")
+    memory = plan.memory
+    line.append(f" {gib(memory.bytes):>11}", style="bold")
+    line.append(f" (up to {gib(memory.bytes + memory.spread_bytes)})", style="not bold dim")
     if plan.verdict is not None:
-        word, style = VERDICT_STYLES[plan.verdict.fit]
         line.append("  ")
-        line.append(word, style=style)
-        slack = plan.verdict.slack_bytes
-        line.append(f", {gib(slack)} left" if slack >= 0 else f", {gib(-slack)} too much", style="not bold")
-        if plan.verdict.fit is Fit.TIGHT:
-            line.append(f" ({plan.verdict.reason})", style="not bold")
+        for part, style in said(plan.verdict):
+            line.append(part, style=style)
     return line
+
+
+def said(verdict: Verdict) -> list[tuple[str, str]]:
+    """A verdict in words, part by part with their styles."""
+    word, style = VERDICT_STYLES[verdict.fit]
+    if verdict.fit is Fit.ONLY_IF:
+        rest = f" {verdict.reason}"
+    else:
+        rest = f", {slack_text(verdict)}{f': {verdict.reason}' if verdict.needs_words else ''}"
+    return [(word, style), (rest, "not bold")]
+
+
+def slack_text(verdict: Verdict) -> str:
+    """What is left, or what is too much."""
+    return f"{gib(abs(verdict.slack_bytes))} {slack_words(verdict)}"
+
+
+def slack_words(verdict: Verdict) -> str:
+    """What the difference of what there is and what is needed means."""
+    if verdict.slack_bytes >= 0:
+        return "left"
+    return "to give back" if verdict.fit in IN_DOUBT else "too much"
 
 
 METHOD_NAMES = {Method.FULL: "full", Method.LORA: "LoRA", Method.QLORA: "QLoRA"}
@@ -195,20 +280,26 @@ def shared(sizes: Sequence[int], cells: int) -> list[int]:
     return [width + (place in more) for place, width in enumerate(whole)]
 
 
-def _breakdown(plan: Plan) -> Table:
+def _breakdown(plan: Plan, columns: int = 1) -> Table:
     table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True)
+    for _ in range(columns):
+        table.add_column(no_wrap=True)
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(no_wrap=True)
     total = plan.memory.bytes
     allocated = [(item, CATEGORY_NAMES[item], _COLOURS[item], n) for item, n in plan.estimate.breakdown.items()]
     rows = [*allocated, *((item, BESIDE_NAMES[item], "white", size) for item, size in beside(plan.memory).items())]
-    for item, name, colour, size in rows:
-        if size >= _SMALL:
-            table.add_row(Text(f"{_MARKS[item]} {name}", style=colour), gib(size), _share(size, total))
+    cells = [
+        (Text(f"{_MARKS[item]} {name}", style=colour), gib(size), _share(size, total))
+        for item, name, colour, size in rows
+        if size >= _SMALL
+    ]
     rest = sum(size for *_, size in rows if size < _SMALL)
     if rest >= _SMALL:
-        table.add_row("  other", gib(rest), _share(rest, total))
+        cells.append((Text("  other"), gib(rest), _share(rest, total)))
+    height = -(-len(cells) // columns)
+    for row in range(height):
+        table.add_row(*(part for cell in cells[row::height] for part in cell))
     return table
 
 
@@ -219,9 +310,13 @@ def _share(size: int, total: int) -> Text:
     return Text(f"{100 * size / total:3.0f} %", style="dim")
 
 
-def _facts(plan: Plan) -> Text:
+def _peak(plan: Plan) -> Text:
     estimate = plan.estimate
-    text = Text(f"peaks in: {estimate.peak_moment} ({gib(estimate.peak_allocated_bytes)} allocated)")
+    return Text(f"peaks in: {estimate.peak_moment} ({gib(estimate.peak_allocated_bytes)} allocated)")
+
+
+def _facts(plan: Plan) -> Text:
+    text = _peak(plan)
     text.append(f"\ntrains: {count(plan.trainable_parameters)} parameters")
     text.append(f" ({100 * plan.trainable_parameters / plan.base_parameters:.2f} %)")
     if plan.adapter_checkpoint_bytes is not None:
@@ -255,5 +350,4 @@ def _footnote(report: CheckReport) -> Text:
     measured = report.plans[0].memory.context.measured_on
     own = report.gpu is not None and report.gpu.name == measured
     where = f"measured on {measured}" if own else f"measured on {measured}, not on this GPU"
-    spread = max(plan.memory.spread_bytes for plan in report.plans)
-    return Text(f"Traced with {versions}. CUDA context: {where}. Totals may be up to {gib(spread)} higher.")
+    return Text(f"Traced with {versions}. CUDA context: {where}.")

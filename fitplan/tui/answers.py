@@ -6,6 +6,8 @@ from pathlib import Path
 
 from fitplan import api
 from fitplan.advice import Advice, Proposal, advise_on
+from fitplan.configs.catalog import spellings
+from fitplan.configs.resolve import ModelConfig, resolve_model, without_address
 from fitplan.devices.detect import means_this_machine
 from fitplan.devices.device import Device, known_devices
 from fitplan.estimator import find_stored, known_estimate
@@ -13,8 +15,6 @@ from fitplan.fitmap import FitMap
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.store import StoredFootprint
 from fitplan.memory import MemoryEstimate
-from fitplan.models.catalog import spellings
-from fitplan.models.resolve import ModelConfig, resolve_model, without_address
 from fitplan.names import plain
 from fitplan.plan import CheckReport
 from fitplan.question import device_named
@@ -161,9 +161,9 @@ class Answers:
         if advice.best is not None and advice.best.setup not in known:
             changed = _difference(advice.asked.setup, advice.best.setup)
             found.append(_offer(question, advice, advice.best, f"the most this GPU can train: {changed}", ""))
-        if advice.device is not None and advice.device != self.device(question):
-            title = f"the smallest GPU for it as it is: {advice.device.name}"
-            found.append(Offer(title, "", question.on(gpu=advice.device.name), None))
+        if advice.devices and self.device(question) not in advice.devices:
+            title = f"the smallest GPU for it as it is: {advice.devices[0].name}"
+            found.append(Offer(title, "", question.on(gpu=advice.devices[0].name), None))
         return tuple(found)
 
 

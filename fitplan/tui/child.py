@@ -20,8 +20,8 @@ from fitplan.tui import PROGRESS
 from fitplan.validation.job import Expectation, PhaseMemory
 
 ERROR_PREFIX = "fitplan: error: "
-WRITTEN = (0, 1)
-"""The exit codes of a report that was written: it fits, or it does not."""
+WRITTEN = (0, 1, 5)
+"""The exit codes of a report that was written: it fits, it does not, or only if."""
 
 LONGEST_LINE = 2**20
 LESS_URGENT = 10

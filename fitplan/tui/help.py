@@ -8,6 +8,7 @@ from fitplan.verdict import Fit
 _SIGNS: Keys = (
     (SIGNS[Fit.FITS].mark, "fits, with what the estimate may be off"),
     (SIGNS[Fit.TIGHT].mark, "tight: what is left is less than that"),
+    (SIGNS[Fit.ONLY_IF].mark, "only if the allocator can give back some of its cache"),
     (SIGNS[Fit.DOES_NOT_FIT].mark, "does not fit"),
 )
 _BAR: Keys = (

@@ -16,7 +16,6 @@ from fitplan.memory import MemoryMoment
 from fitplan.plan import Plan
 from fitplan.report.terminal import BESIDE_NAMES, CATEGORY_NAMES, beside
 from fitplan.trace.events import OF_SEVERAL_GPUS, Category
-from fitplan.units import gib
 from fitplan.verdict import Fit, Verdict
 
 _COLOURS = {
@@ -77,6 +76,7 @@ class Sign:
 SIGNS = {
     Fit.FITS: Sign("✓", "fits", "bold $success"),
     Fit.TIGHT: Sign("~", "tight", "bold $warning"),
+    Fit.ONLY_IF: Sign("?", "only if", "bold $warning"),
     Fit.DOES_NOT_FIT: Sign("✗", "does not fit", "bold $error"),
 }
 QUIET = "$quiet"
@@ -119,12 +119,6 @@ def device_bytes_of(plan: Plan, device: Device) -> int:
     """What the verdict says the device holds at the peak."""
     assert plan.verdict is not None, "the app always judges"
     return device.usable_bytes - plan.verdict.slack_bytes
-
-
-def slack_text(verdict: Verdict) -> str:
-    """What is left, or what is too much."""
-    slack = verdict.slack_bytes
-    return f"{gib(slack)} left" if slack >= 0 else f"{gib(-slack)} too much"
 
 
 def sign_of(verdict: Verdict) -> Content:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.cuda import BEFORE_AMPERE
 from fitplan.devices.device import DEFAULT_CAPABILITY
-from fitplan.models.resolve import ModelConfig
 from fitplan.report.command import words
 from fitplan.setup import TrainingSetup
 from fitplan.tui.state import Question

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.devices.detect import AUTO, Machine, Target, choose, means_this_machine, to_device
 from fitplan.devices.device import Device, find_device
 from fitplan.errors import DeviceNotFound, InputError, NoUsableGpu
-from fitplan.models.resolve import ModelConfig
 from fitplan.tui.state import Question
 from fitplan.validation.comparison import by_place
 from fitplan.validation.depths import shortened

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from fitplan.configs.catalog import catalog
 from fitplan.cuda import AMPERE
 from fitplan.devices.detect import Machine, Target, to_device
 from fitplan.devices.device import Device, known_devices
 from fitplan.errors import FitplanError, InputError
-from fitplan.models.catalog import catalog
 from fitplan.tui.knobs import Knob
 from fitplan.tui.screens.picker import Choice
 from fitplan.units import count, gib, parse_size

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.devices.device import Device
 from fitplan.errors import FitplanError
 from fitplan.fitmap import FitMap
-from fitplan.models.resolve import ModelConfig
 from fitplan.plan import Plan
 from fitplan.setup import TrainingSetup
 from fitplan.tui.answers import Answers, Offer

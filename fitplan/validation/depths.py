@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.errors import InputError
-from fitplan.models.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 from fitplan.trace.depth import DEPTH_FIELDS
 from fitplan.tracer import Progress

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from fitplan.configs.resolve import ModelConfig
 from fitplan.errors import InputError
-from fitplan.models.resolve import ModelConfig
 from fitplan.setup import MAX_STEP_TOKENS, MAX_TOKENS, TrainingSetup
 from fitplan.tracer import Progress
 from fitplan.validation.runner import Options, Target, forecast, validate_job

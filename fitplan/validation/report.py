@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fitplan.models.resolve import ModelConfig
+from fitplan.configs.resolve import ModelConfig
 from fitplan.setup import TrainingSetup
 from fitplan.validation.comparison import MOST_LISTED, Difference, PhasePair, Quantity, judged, to_dict
 from fitplan.validation.job import Job, Measurement

@@ -12,11 +12,11 @@ from typing import Self
 
 from fitplan.allocator.replay import replay
 from fitplan.allocator.settings import VARIABLES, AllocatorSettings
+from fitplan.configs.resolve import ModelConfig
 from fitplan.devices.context import context_on
 from fitplan.devices.detect import MigSlice, choose, detect, means_this_machine, to_device
 from fitplan.devices.device import Device, find_device
 from fitplan.errors import InputError, NoUsableGpu
-from fitplan.models.resolve import ModelConfig
 from fitplan.process import Child
 from fitplan.rehearsal.build import stand_ins_for, torch_of
 from fitplan.rehearsal.launch import FOLDER_VARIABLE, environment

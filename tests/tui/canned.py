@@ -6,12 +6,12 @@ from typing import Any
 
 from fitplan.advice import Advice, Proposal, Step
 from fitplan.audit import ParameterGroup
+from fitplan.configs.resolve import ModelConfig
 from fitplan.devices.context import Context
 from fitplan.devices.device import Device
 from fitplan.errors import InputError
 from fitplan.fitmap import Cell, FitMap
 from fitplan.memory import MemoryEstimate, MemoryMoment
-from fitplan.models.resolve import ModelConfig
 from fitplan.plan import CheckReport, Plan
 from fitplan.setup import Attention, Task, TrainingSetup
 from fitplan.trace.events import Category
@@ -62,9 +62,9 @@ def verdict(found: MemoryEstimate) -> Verdict:
     reason = "what is left is less than what allocator and context may add" if fit is Fit.TIGHT else "as counted"
     context = Context(CONTEXT, GIB, "Canned 24GB", "canned")
     return Verdict(
-        fit,
-        slack,
-        DeviceMemory(
+        fit=fit,
+        slack_bytes=slack,
+        memory=DeviceMemory(
             allocated_bytes=found.peak_allocated_bytes,
             unsplit_bytes=0,
             cached_bytes=0,
@@ -72,7 +72,7 @@ def verdict(found: MemoryEstimate) -> Verdict:
             paged_bytes=0,
             spread_bytes=GIB,
         ),
-        reason,
+        reason=reason,
     )
 
 
@@ -155,7 +155,8 @@ class Canned(Answers):
             levers=tuple(levers),
             unknown=(),
             best=None,
-            device=Device("Canned 48GB", 48 * GIB, 48 * GIB, (8, 9), ""),
+            largest={},
+            devices=(Device("Canned 48GB", 48 * GIB, 48 * GIB, (8, 9), ""),),
         )
 
     def fit_map(self, question: Question) -> FitMap | None:
@@ -178,9 +179,14 @@ class Canned(Answers):
 
 def _cell(setup: TrainingSetup, batch_size: int, seq_len: int) -> Cell:
     if batch_size * seq_len > 2**17:
-        return Cell(batch_size, seq_len, None, None)
+        return Cell(batch_size=batch_size, seq_len=seq_len, peak_allocated_bytes=None, verdict=None)
     found = estimate(setup.with_(batch_size=batch_size, seq_len=seq_len))
-    return Cell(batch_size, seq_len, found.peak_allocated_bytes, verdict(found))
+    return Cell(
+        batch_size=batch_size,
+        seq_len=seq_len,
+        peak_allocated_bytes=found.peak_allocated_bytes,
+        verdict=verdict(found),
+    )
 
 
 def _proposal(steps: tuple[Step, ...], setup: TrainingSetup, before: MemoryEstimate) -> Proposal:

@@ -16,8 +16,8 @@ from textual import events
 from textual.pilot import Pilot
 
 from fitplan.api import check
+from fitplan.configs.resolve import resolve_model
 from fitplan.devices.detect import Machine
-from fitplan.models.resolve import resolve_model
 from fitplan.names import printable
 from fitplan.report.terminal import CATEGORY_NAMES
 from fitplan.setup import Method

@@ -9,7 +9,7 @@ import pytest
 
 from fitplan.api import check
 from fitplan.cli.main import main
-from fitplan.models.resolve import resolve_model
+from fitplan.configs.resolve import resolve_model
 from fitplan.setup import Method, Optim, Quant
 from fitplan.tui.answers import Answers, means_the_hub
 from fitplan.tui.knobs import KNOBS, knob_of

@@ -18,8 +18,8 @@ from textual.widgets import Static
 
 from fitplan import api
 from fitplan.cli.main import main
+from fitplan.configs.resolve import resolve_model
 from fitplan.devices.detect import Machine, Reason
-from fitplan.models.resolve import resolve_model
 from fitplan.setup import Method
 from fitplan.tui.answers import Answers
 from fitplan.tui.child import ChildFailed, ask

@@ -8,8 +8,9 @@ from textual.reactive import reactive
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+from fitplan.report.terminal import slack_text
 from fitplan.tui.answers import Offer
-from fitplan.tui.look import QUIET, SIGNS, lines, slack_text, wrapped
+from fitplan.tui.look import QUIET, SIGNS, lines, wrapped
 from fitplan.tui.view import View
 from fitplan.units import gib
 

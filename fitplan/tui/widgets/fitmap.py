@@ -72,7 +72,7 @@ class MapPanel(Panel[View], can_focus=True):
         last = "".join(f"{longest[at] or 'none':>{shape.wide}}" for at in shape.columns)
         rows.append(Content.assemble(("most ".rjust(_LABEL), "bold"), last))
         asked = f"{ASKED} asked" if exact else f"{NEAR} nearest"
-        rows.append(Content.styled(f"GiB allocated  {asked}  {CURSOR} Enter asks here", QUIET))
+        rows.append(Content.styled(f"GiB needed  {asked}  {CURSOR} Enter asks here", QUIET))
         return lines(rows[:height])
 
     def _cell(self, cell: Cell, at: tuple[int, int], place: tuple[int, int], exact: bool, wide: int) -> Content:
@@ -80,10 +80,10 @@ class MapPanel(Panel[View], can_focus=True):
         style = ""
         if self.has_focus and at == self.cursor:
             mark, style = (BOTH if mark else CURSOR), " reverse"
-        if cell.peak_allocated_bytes is None or cell.verdict is None:
+        if cell.verdict is None:
             return Content.styled(f"{mark}–".rjust(wide), QUIET + style)
         sign = SIGNS[cell.verdict.fit]
-        size = cell.peak_allocated_bytes / GIB
+        size = cell.verdict.memory.bytes / GIB
         text = f"{mark}{size:.1f}" if size < 99.95 else f"{mark}{size:.0f}"
         bold = " bold" if mark else ""
         return Content.assemble(

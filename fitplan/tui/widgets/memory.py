@@ -31,10 +31,11 @@ class MemoryPanel(Panel[View]):
 def _legend(plan: Plan, device: Device, width: int) -> list[Content]:
     parts = device_parts(plan)
     total = sum(part.bytes for part in parts)
-    rows = [_row(part, total, width) for part in parts]
+    whole = max(total, device.usable_bytes)
+    rows = [_row(part, whole, width) for part in parts]
     slack = device.usable_bytes - total
     left = Part(FREE if slack >= 0 else EDGE, QUIET, "left" if slack >= 0 else "too much", abs(slack))
-    return [*rows, _row(left, device.usable_bytes, width)]
+    return [*rows, _row(left, whole, width)]
 
 
 def _row(part: Part, total: int, width: int) -> Content:

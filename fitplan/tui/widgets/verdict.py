@@ -6,6 +6,7 @@ from textual.content import Content
 
 from fitplan.devices.device import Device
 from fitplan.plan import Plan
+from fitplan.report.terminal import slack_text
 from fitplan.tui.look import (
     EDGE,
     QUIET,
@@ -15,13 +16,11 @@ from fitplan.tui.look import (
     device_bytes_of,
     device_parts,
     lines,
-    slack_text,
     wrapped,
 )
 from fitplan.tui.view import Stage, View
 from fitplan.tui.widgets.panel import Panel
 from fitplan.units import gib
-from fitplan.verdict import Fit
 
 
 class VerdictPanel(Panel[View]):
@@ -45,8 +44,9 @@ class VerdictPanel(Panel[View]):
         full = max(used, device.total_bytes)
         drawn = bar(device_parts(plan), full, width, device.usable_bytes, device.total_bytes)
         head = Content.assemble(badge_of(plan.verdict), "  ", (slack_text(plan.verdict), "bold"))
-        tight = plan.verdict.fit is Fit.TIGHT
-        told = plan.verdict.reason if tight else f"needs {gib(used)} in {plan.estimate.peak_moment}"
+        told = plan.verdict.reason
+        if not plan.verdict.needs_words:
+            told = f"needs {gib(used)} (up to {gib(used + plan.memory.spread_bytes)}) in {plan.estimate.peak_moment}"
         words = wrapped("; ".join([told, *(f"note: {warning}" for warning in warnings)]), width)
         thick = max(1, min(3, height - 2 - len(words)))
         return lines([head, *[drawn] * thick, _ruler(device, full, width), *words][:height])

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fitplan.configs.catalog import family, spellings
 from fitplan.errors import InputError, MissingDependency, ModelNotFound
-from fitplan.models.catalog import family, spellings
 from fitplan.names import did_you_mean, plain
 
 MAX_CONFIG_BYTES = 2**20
