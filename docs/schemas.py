@@ -8,6 +8,7 @@ What stands in all samples of a kind is required; keys are added to a document, 
 import contextlib
 import io
 import json
+import pickle
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -43,12 +44,16 @@ QUESTIONS = (
     "explain gpt2 --method full --gpu t4 --json",
     "map llama-8b --gpu 4090 --json",
     "map llama-70b --gpu 4090 --method full --json",
+    "autopsy LOG --json",
+    "autopsy LOG --model llama-8b --method qlora --gpu 4090 --json",
+    "autopsy SMI --json",
+    "autopsy SNAPSHOT --json",
     "fits llama-3 --gpu 4090 --json",
     "fits falcon-7b --gpu 4090 --gpu 2xH100 --json",
     "gpus --json",
     "models --json",
 )
-"""What is asked; ``FILE`` is a training file."""
+"""What is asked; ``FILE`` is a training file, the others say why a run ended."""
 IN_DOUBT = "check llama-8b --gpu 4090 --method qlora --batch-size 3 --json"
 """Asked without torch: only a trace would decide it."""
 
@@ -56,15 +61,37 @@ IN_DOUBT = "check llama-8b --gpu 4090 --method qlora --batch-size 3 --json"
 def documents() -> Iterator[dict[str, Any]]:
     """Samples of every kind that needs no GPU and no trace."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "train.yaml")
-        file.write_text(FILE)
+        files = _files(Path(folder))
         for question in QUESTIONS:
-            yield printed(question.replace("FILE", str(file)))
+            yield printed(" ".join(str(files.get(word, word)) for word in question.split()))
     with no_torch():
         yield printed(IN_DOUBT)
     for records in sorted(MEASURED.glob("*.jsonl")):
         yield from map(json.loads, records.read_text(encoding="utf-8").splitlines())
     yield from json.loads((MEASURED / "calibrations.json").read_text(encoding="utf-8"))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """What questions name, written."""
+    frames = [{"filename": "train.py", "line": 1, "name": "forward"}]
+    blocks = [{"size": 2**21, "state": "active_allocated", "frames": frames}, {"size": 2**21, "state": "inactive"}]
+    oom = {"action": "oom", "size": 2**22, "device_free": 0}
+    snapshot = {"segments": [{"device": 0, "total_size": 2**22, "blocks": blocks}], "device_traces": [[oom]]}
+    files = {
+        "FILE": ("train.yaml", FILE.encode()),
+        "LOG": (
+            "train.log",
+            b"CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has a total capacity of 23.65 GiB of which 0.1 GiB "
+            b"is free. Process 7 has 1.00 GiB memory in use. Including non-PyTorch memory, this process has 20.81 GiB "
+            b"memory in use. Of the allocated memory 20.09 GiB is allocated by PyTorch, and 0.10 GiB is reserved by "
+            b"PyTorch but unallocated.",
+        ),
+        "SMI": ("smi.txt", b"  73001MiB / 81920MiB\n|    0   N/A  N/A      1234      C   python3     72000MiB |\n"),
+        "SNAPSHOT": ("snapshot.pickle", pickle.dumps(snapshot)),
+    }
+    for name, content in files.values():
+        folder.joinpath(name).write_bytes(content)
+    return {word: folder / name for word, (name, _) in files.items()}
 
 
 @contextlib.contextmanager

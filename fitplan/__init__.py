@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from fitplan.memory import MemoryMoment as MemoryMoment
     from fitplan.plan import CheckReport as CheckReport
     from fitplan.plan import Plan as Plan
+    from fitplan.postmortem import Autopsy as Autopsy
+    from fitplan.postmortem import autopsy as autopsy
     from fitplan.rehearsal.report import RehearsalReport as RehearsalReport
     from fitplan.setup import Attention as Attention
     from fitplan.setup import Dtype as Dtype
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdviceReport": "fitplan.advice",
     "Attention": "fitplan.setup",
+    "Autopsy": "fitplan.postmortem",
     "Category": "fitplan.trace.events",
     "CheckReport": "fitplan.plan",
     "Device": "fitplan.devices.device",
@@ -103,6 +106,7 @@ _HOMES = {
     "ValidationReport": "fitplan.validation.report",
     "Verdict": "fitplan.verdict",
     "advise": "fitplan.api",
+    "autopsy": "fitplan.postmortem",
     "check": "fitplan.api",
     "emit_script": "fitplan.emit",
     "estimate": "fitplan.api",

@@ -221,6 +221,31 @@ def fits(
     return exit_code_of([one.verdict.fit for one in found.answers] or [Fit.DOES_NOT_FIT])
 
 
+def autopsy(
+    log: str, model: str | None, gpu: str | None, vram: str | None, method: str | None, as_json: bool, **settings: Any
+) -> int:
+    """``fitplan autopsy``."""
+    from fitplan import api
+    from fitplan.postmortem import autopsy as read
+
+    found = read(log)
+    plan = None
+    if model is not None:
+        if gpu is None and vram is None and found.total_bytes is not None:
+            vram = str(found.total_bytes)
+        with Narration() as progress:
+            plan = api.check(model, gpu=_or_here(gpu, vram), vram=vram, method=method, progress=progress, **settings)
+        _warn(plan.warnings)
+
+    def show(console: Any) -> None:
+        from fitplan.report.postmortem import print_autopsy
+
+        print_autopsy(found, plan, console)
+
+    answer_with(as_json, lambda: {**found.to_dict(), "plan": plan and plan.to_dict()}, show)
+    return EXIT_FITS
+
+
 def profile(models: list[str], out: str, before_ampere: bool, anew: bool, missing: bool) -> int:
     """``fitplan profile``."""
     from pathlib import Path

@@ -92,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_calibrate(add)
     _add_gpus(add)
     _add_fits(add)
+    _add_autopsy(add)
     _add_models(add)
     _add_profile(add)
     return parser
@@ -225,6 +226,26 @@ def _add_fits(add: Add) -> None:
 
 SORTED_BY = ("name", "size", "memory", "batch", "length")
 """As :data:`fitplan.report.fits.SORTS`, which is loaded only to print."""
+
+
+def _add_autopsy(add: Add) -> None:
+    autopsy = command(
+        add,
+        "autopsy",
+        commands.autopsy,
+        "why a run ended: its log, a snapshot of torch.cuda.memory, or the output of nvidia-smi",
+        "examples:\n"
+        "  fitplan autopsy train.log\n"
+        "  fitplan autopsy train.log --model llama-8b --method qlora --seq-len 4096 --gpu 4090   beside the plan\n"
+        "  fitplan autopsy snapshot.pickle --json\n"
+        "\n"
+        "exit codes: 0 it says why, 2 it says nothing of memory, or bad input",
+    )
+    autopsy.add_argument("log", metavar="FILE", help="a log, a snapshot, or what nvidia-smi printed")
+    autopsy.add_argument("--model", metavar="MODEL", help="the job: a model, as in fitplan check, or a training file")
+    _add_device(autopsy)
+    _add_json(autopsy)
+    _add_settings(autopsy)
 
 
 def _add_profile(add: Add) -> None:
