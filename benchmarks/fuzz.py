@@ -1,7 +1,7 @@
 """Hostile and damaged inputs, drawn at random, and a judge that counts by kind what became of them.
 
     python benchmarks/fuzz.py                        # 400 inputs, about two minutes
-    python benchmarks/fuzz.py --inputs 20000 --write docs/fuzz.md
+    python benchmarks/fuzz.py --inputs 20000 --keep tried.jsonl      # go on with it by the same command
 
 Each input is a seed: ``--seed 17 --inputs 1`` makes the seventeenth again, and ``--show`` prints it. An answer and a
 refusal in one sentence are what a user may get; all else is a fault: another exit code, a traceback, more lines of
@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -268,11 +268,29 @@ def _tried(seeds: range) -> tuple[list[tuple[int, Verdict]], int]:
     return [(seed, judged(seed)) for seed in seeds], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def run(inputs: int, seed: int, processes: int, told: Callable[[int], None]) -> tuple[list[tuple[int, Verdict]], int]:
-    """All verdicts by seed, and the most memory that a process has held."""
-    found: list[tuple[int, Verdict]] = []
-    most = 0
-    chunks = [range(start, min(start + 20, seed + inputs)) for start in range(seed, seed + inputs, 20)]
+def _kept(file: Path | None) -> tuple[list[tuple[int, Verdict]], int]:
+    """The verdicts of earlier runs, and the most memory that one of their processes has held."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file is not None and file.exists() else []
+    chunks = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may have been cut off
+    found = [(seed, Verdict(**verdict)) for chunk in chunks for seed, verdict in chunk["verdicts"]]
+    return found, max((chunk["memory"] for chunk in chunks), default=0)
+
+
+def _keep(file: Path | None, verdicts: list[tuple[int, Verdict]], memory: int) -> None:
+    if file is not None:
+        line = {"verdicts": [[seed, asdict(one)] for seed, one in verdicts], "memory": memory}
+        with file.open("a", encoding="utf-8") as kept:
+            kept.write(json.dumps(line) + "\n")
+
+
+def run(
+    inputs: int, seed: int, processes: int, told: Callable[[int], None], file: Path | None = None
+) -> tuple[list[tuple[int, Verdict]], int]:
+    """All verdicts by seed, and the most memory that a process has held; those in ``file`` are not tried again."""
+    found, most = _kept(file)
+    tried = {one for one, _ in found}
+    starts = range(seed, seed + inputs, 20)
+    chunks = [one for start in starts if (one := range(start, min(start + 20, seed + inputs))) and start not in tried]
     with tempfile.TemporaryDirectory() as home:
         while chunks:
             with ProcessPoolExecutor(processes, initializer=_start, initargs=(home,), max_tasks_per_child=None) as pool:
@@ -284,10 +302,13 @@ def run(inputs: int, seed: int, processes: int, told: Callable[[int], None]) -> 
                         continue
                     chunks.remove(waiting[done])
                     found += verdicts
+                    _keep(file, verdicts, memory)
                     most = max(most, memory)
                     told(len(found))
             if chunks and all(len(chunk) == 1 for chunk in chunks[:1]):
-                found.append((chunks[0].start, Verdict("killed", "fault", "the process was ended", 0)))
+                ended = (chunks[0].start, Verdict("killed", "fault", "the process was ended", 0))
+                found.append(ended)
+                _keep(file, [ended], 0)
                 del chunks[0]
             elif chunks:  # one of these ended a process: one by one
                 chunks = [range(one, one + 1) for one in chunks[0]] + chunks[1:]
@@ -317,6 +338,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--keep", type=Path, help="a file for the verdicts; what stands in it is not tried again")
     parser.add_argument("--write", type=Path, help="a file for the table")
     parser.add_argument("--show", action="store_true", help="print each input, and what was said")
     options = parser.parse_args()
@@ -330,7 +352,7 @@ def main() -> int:
     def told(tried: int) -> None:
         print(f"\r{tried} of {options.inputs}", end="", file=sys.stderr, flush=True)
 
-    verdicts, most = run(options.inputs, options.seed, options.processes, told)
+    verdicts, most = run(options.inputs, options.seed, options.processes, told, options.keep)
     print(file=sys.stderr)
     table = shown(verdicts, most)
     print(table)

@@ -1,12 +1,15 @@
 """Processes that are asked in lines of JSON and answer in lines of JSON: whoever asks, and whoever is asked.
 
-Whoever asks sees to it that the process is gone afterwards, whatever happens. On stdout goes one JSON object a line, on
-stderr what libraries print and where an error comes from.
+Whoever asks sees to it that the process is gone afterwards, whatever happens: where it is killed itself, the process
+sees the end of its stdin, and on Linux a keeper (:mod:`fitplan.keeper`) ends what does not look.
+
+On stdout goes one JSON object a line, on stderr what libraries print and where an error comes from.
 """
 
 import json
 import os
 import queue
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from fitplan import keeper
 from fitplan.errors import FitplanError
 from fitplan.units import counted
 
@@ -51,7 +55,7 @@ class Child:
     ) -> None:
         self._module, self._what, self._failure = module, what, failure
         path = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), python_path())))
-        self._environment = {**os.environ, **environment, "PYTHONPATH": path}
+        self._environment = {**environment, "PYTHONPATH": path}
         self._process: subprocess.Popen[str] | None = None
         self._timer: threading.Timer | None = None
         self._timeout, self._late = 0.0, threading.Event()
@@ -69,7 +73,7 @@ class Child:
             text=True,
             encoding="utf-8",
             errors="replace",  # what libraries write to stderr may be anything
-            env=self._environment,
+            env=kept(self._environment),
             start_new_session=True,  # Ctrl-C reaches the parent only, which ends the child
         )
         self._listener = threading.Thread(target=_drain, args=(self._process.stderr, self._complaints), daemon=True)
@@ -176,11 +180,75 @@ def python_path() -> str:
     return os.pathsep.join(dict.fromkeys([*filter(None, named), *found]))
 
 
+class _Keeper:
+    """The process that ends what this one has started, once this one is gone."""
+
+    def __init__(self) -> None:
+        self.mark = f"{_MARK}={os.getpid()}-{secrets.token_hex(8)}"
+        self._pipe: int | None = None
+
+    def start(self) -> None:
+        if self._pipe is not None or sys.platform != "linux":
+            return
+        end, self._pipe = os.pipe()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", keeper.__file__, self.mark],
+                stdin=end,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={},
+                start_new_session=True,
+            )
+            process.returncode = 0  # nobody waits for it: it stays a moment longer than this process
+        except OSError:  # where no more processes can be started, the next one will tell
+            self.let_go()
+        finally:
+            os.close(end)
+
+    def let_go(self) -> None:
+        """A forked process has no share in the keeper of the one that it was forked from."""
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
+
+
+_MARK = "FITPLAN_STARTED_BY"
+_keeper, _one_keeper = _Keeper(), threading.Lock()
+
+
+def kept(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a process that this one starts: it ends with this one, on Linux even if that is killed.
+
+    With it does whatever it starts itself and leaves the environment to, in sessions of its own too.
+    """
+    with _one_keeper:
+        _keeper.start()
+    name, _, value = _keeper.mark.partition("=")
+    return {**os.environ, **variables, name: value}
+
+
+def _forked() -> None:
+    global _keeper, _one_keeper
+    _keeper.let_go()
+    _keeper, _one_keeper = _Keeper(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 def held(end: Callable[[Any], None], command: Sequence[str], **how: Any) -> "subprocess.Popen[Any]":
     """A process that is started, and held whatever happens meanwhile.
 
     An interrupt in the middle of ``Popen`` would leave a process behind that nobody knows of. It waits until the
     process is there, which ``end`` then ends.
+
+    Args:
+        end: ends it, if this process is interrupted meanwhile.
+        command: what is run.
+        how: as for ``subprocess.Popen``; ``env`` is made by :func:`kept`.
 
     Raises:
         OSError: it cannot be started.
@@ -236,15 +304,15 @@ def serve(
     The process leaves when stdin is closed, as it is when the process that started it ends, whatever way.
     """
     channel = _own_channel()
+    questions = _questions()
 
     def say(**what: Any) -> None:
         print(json.dumps(what), file=channel, flush=True)
 
     try:
         get_ready()
-        questions = _questions()
-        while (question := questions.get()) is not None:
-            run(question, say)
+        while True:
+            run(questions.get(), say)
             if not again:
                 return 0
     except FitplanError as error:
@@ -264,9 +332,9 @@ def _own_channel() -> Any:
     return channel
 
 
-def _questions() -> "queue.SimpleQueue[dict[str, Any] | None]":
-    """What is asked, line by line; ``None`` if nobody asks. A process that was asked leaves with who asked it."""
-    found: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+def _questions() -> "queue.SimpleQueue[dict[str, Any]]":
+    """What is asked, line by line. The process leaves with whoever asks it, while it gets ready for a question too."""
+    found: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def listen() -> None:
         asked, rest = False, b""
@@ -275,9 +343,7 @@ def _questions() -> "queue.SimpleQueue[dict[str, Any] | None]":
             for line in lines:
                 found.put(json.loads(line))
                 asked = True
-        if asked:
-            os._exit(1)
-        found.put(None)
+        os._exit(1 if asked else 0)
 
     threading.Thread(target=listen, daemon=True).start()
     return found

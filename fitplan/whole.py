@@ -1,25 +1,45 @@
-"""Files that are written whole or not at all, and read whole or not at all."""
+"""Files that are written whole or not at all, and read whole or not at all; and what is there for a while only.
+
+What a killed process leaves unfinished is removed by the next one that writes beside it. Whether somebody is still at
+it, a lock tells that ends with its holder (flock(2)); on Windows, where there is none, it stays.
+"""
 
 import errno
 import os
-from contextlib import suppress
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 MOST_READ = 64 * 2**20
 """Bytes; the largest file of ours is a tenth of it."""
+
+PART = ".fitplan-part"
+"""How the names of unfinished files end."""
+SCRATCH = ".fitplan-scratch-"
+"""How the names of folders begin that are there for a while only."""
 
 
 def read_whole(path: Path) -> bytes:
     """The content of a file that was written here: no device, no pipe, nothing that fills the memory.
 
     Raises:
+        FileNotFoundError: there is none.
         OSError: it is no regular file, or larger than :data:`MOST_READ`, or cannot be read.
 
     """
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no regular file", str(path))
-    if path.stat().st_size > MOST_READ:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    if found.st_size > MOST_READ:
         raise OSError(errno.EFBIG, "too large to be one of ours", str(path))
     return path.read_bytes()
 
@@ -33,12 +53,68 @@ def write_whole(path: Path, content: str | bytes) -> None:
         OSError: it cannot be written; what was there before is there still.
 
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.part")
-    try:
+    data = content.encode() if isinstance(content, str) else content
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}{PART}")
+    for left in reversed(range(_TRIES)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-        unfinished.replace(path)
-    except BaseException:
+        _sweep(path.parent, f".*{PART}")
+        try:
+            with unfinished.open("wb") as file:
+                _lock(file.fileno())
+                file.write(data)
+            unfinished.replace(path)
+        except BaseException as error:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            if left and isinstance(error, FileNotFoundError):  # swept in a moment in which it was not locked
+                continue
+            raise
+        return
+
+
+_TRIES = 10
+
+
+@contextmanager
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A folder that is there for a while only: in ``parent``, by default where temporary files go.
+
+    Raises:
+        OSError: it cannot be made.
+
+    """
+    where = parent or Path(tempfile.gettempdir())
+    _sweep(where, f"{SCRATCH}????????")  # as tempfile ends names
+    with ExitStack() as stack:
+        for _ in range(_TRIES):
+            folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=where))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            if fcntl is not None:
+                held = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, held)
+                _lock(held)
+            if folder.is_dir():  # else it was swept in the moment before it was locked
+                break
+        yield folder
+
+
+def _sweep(folder: Path, pattern: str) -> None:
+    """Remove what killed processes of this user have left in ``folder``; what cannot be removed stays."""
+    if fcntl is None:
+        return
+    for path in folder.glob(pattern):
         with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise
+            lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if os.fstat(lock).st_uid == os.geteuid():
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # or somebody is at it
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+            finally:
+                os.close(lock)
+
+
+def _lock(file: int) -> None:
+    """As long as this process has it open, it is not swept."""
+    with suppress(OSError):  # a file system without locks: nobody can sweep there
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,6 +1,5 @@
 """Validation runs end to end, in processes of their own, on the CPU; on a GPU where there is one."""
 
-import errno
 import json
 import os
 import signal
@@ -29,6 +28,7 @@ from fitplan.validation.comparison import predicted_phases
 from fitplan.validation.job import Job, Measurement, OutOfMemory
 from fitplan.validation.process import measure
 from fitplan.validation.process_memory import ProcessMemory
+from fitplan.whole import PART, SCRATCH
 
 DEEP = FAMILIES["llama"] | {"num_hidden_layers": 5}
 SHAPE = ("--batch-size", "2", "--seq-len", "16")
@@ -351,27 +351,29 @@ def test_the_run_ends_with_the_command(how: signal.Signals, config: str, tmp_pat
     if how == signal.SIGINT:
         assert parent.returncode == 130
         assert _one_sentence(err) == "fitplan: error: interrupted\n"
-        assert list(folder.glob("fitplan-*")) == []
+        assert list(folder.glob(f"{SCRATCH}*")) == []
 
 
 def test_a_full_disk_costs_the_record_only(
     config: str, faked: Fake, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faked()
-    write = Path.write_bytes
+    opened = Path.open
+    parts: list[Path] = []
 
-    def full(path: Path, content: bytes) -> int:
-        if path.suffix == ".part":
-            write(path, content[:10])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(path, content)
+    def full(path: Path, *how: Any, **more: Any) -> Any:
+        if path.name.endswith(PART):
+            parts.append(path)
+            return opened(Path("/dev/full"), *how, **more)
+        return opened(path, *how, **more)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "open", full)
     code, out, err = _run(capsys, config, "--device", "cpu", "--method", "full", *SHAPE)
     assert code == 2
     assert "peak requested is 0.000 % off" in out
     assert "No space left on device" in _one_sentence(err)
-    assert list(records.own_records().glob("*.part")) == []
+    assert parts
+    assert not [path for path in parts if path.exists()]
     with pytest.warns(UserWarning, match="No space left"):
         assert fitplan.validate(config, device="cpu", method="full", batch_size=2, seq_len=16).within
 

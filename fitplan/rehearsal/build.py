@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from pathlib import Path
 import platformdirs
 
 from fitplan.errors import RehearsalImpossible
+from fitplan.process import kept
+from fitplan.whole import scratch_folder
 
 SOURCES = Path(__file__).parent / "stand_ins"
 _PRELOADED = ("memory", "cudart", "cublas", "cudnn", "nccl", "nvrtc")
@@ -79,7 +80,7 @@ def torch_of(python: str) -> Torch:
 
     """
     try:
-        asked = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, timeout=60, check=True)
+        asked = subprocess.run([python, "-c", _ASK], capture_output=True, text=True, timeout=60, check=True, env=kept())
         found = json.loads(asked.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise RehearsalImpossible(f"{python} cannot be asked for its PyTorch: {error}") from error
@@ -128,6 +129,11 @@ class StandIns:
         """The folder of the libraries that are opened by name."""
         return self.folder / "opened"
 
+    @property
+    def are_there(self) -> bool:
+        """Whether all of them are."""
+        return all(path.is_file() for path in (self.preloaded, *(self.opened / name for name in _OPENED.values())))
+
 
 def stand_ins_for(torch: Torch) -> StandIns:
     """The stand-ins for this PyTorch, compiled if they are not in the cache.
@@ -142,7 +148,9 @@ def stand_ins_for(torch: Torch) -> StandIns:
             "fitplan check answers anywhere"
         )
     made = StandIns(platformdirs.user_cache_path("fitplan", appauthor=False) / "rehearsal" / _key(torch))
-    if not made.preloaded.exists():
+    if made.folder.exists() and not made.are_there:  # moved into place as a whole, then damaged
+        shutil.rmtree(made.folder, ignore_errors=True)
+    if not made.are_there:
         _compile(torch, made.folder)
     return made
 
@@ -161,8 +169,9 @@ def _compile(torch: Torch, folder: Path) -> None:
     if compiler is None or shutil.which("nm") is None:
         raise RehearsalImpossible("a rehearsal compiles a few files of C first; install a compiler (apt install gcc)")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="making-") as draft:
-        here = Path(draft)
+    with scratch_folder(folder.parent) as draft:
+        here = draft / "made"
+        here.mkdir()
         for name in (*_PRELOADED, *_OPENED):
             _run(compiler, "-O1", "-fPIC", "-w", "-c", str(SOURCES / f"{name}.c"), "-o", f"{here}/{name}.o")
         preloaded = [f"{here}/{name}.o" for name in _PRELOADED]
@@ -186,12 +195,11 @@ def _compile(torch: Torch, folder: Path) -> None:
             _run(compiler, "-shared", f"-Wl,-soname,{library}", "-o", f"{here}/opened/{library}", *objects)
         with suppress(OSError):  # another process was faster
             here.rename(folder)
-            here.mkdir()  # for the context manager to remove
 
 
 def _run(*command: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=True, env=kept())
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip() or "it said nothing").splitlines()[-1]
         raise RehearsalImpossible(f"the stand-ins cannot be compiled: {Path(command[0]).name}: {last}") from error

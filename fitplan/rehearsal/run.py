@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -20,11 +19,13 @@ from typing import Any
 from fitplan.configs.catalog import catalog
 from fitplan.devices.device import Device
 from fitplan.errors import InputError, RehearsalImpossible
-from fitplan.process import held
+from fitplan.keeper import end_all
+from fitplan.process import held, kept
 from fitplan.rehearsal.build import stand_ins_for, torch_of
 from fitplan.rehearsal.launch import FOLDER_VARIABLE, environment
 from fitplan.rehearsal.report import Rank, RehearsalReport
 from fitplan.resources import profiles
+from fitplan.whole import scratch_folder
 
 DEFAULT_STEPS = 3
 """Optimizer states exist from the end of the first step on; the third shows whether the second repeats."""
@@ -118,22 +119,20 @@ def rehearse(asked: Asked, *, watch: Watch = lambda _: None, output: Any = None)
     """
     python = _python_of(asked.command)
     stand_ins = stand_ins_for(torch_of(python))
-    with tempfile.TemporaryDirectory(prefix="fitplan-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         (folder / "plan.json").write_text(json.dumps(_plan(asked)), encoding="utf-8")
         (folder / "tmp").mkdir()
         variables = {
-            **os.environ,
             **environment(stand_ins, asked.device, count=asked.gpus),
             **_quiet(online=asked.online),
-            FOLDER_VARIABLE: name,
+            FOLDER_VARIABLE: str(folder),
             "TMPDIR": str(folder / "tmp"),
         }
         try:
             with _terminated_as_interrupted(), _running(asked, variables, output or sys.stderr) as program:
                 _follow(program, folder, asked.timeout, watch)
         finally:
-            _end_what_is_left(name)
+            end_all(f"{FOLDER_VARIABLE}={folder}")  # launchers start their workers in sessions of their own
         return _reported(asked, folder, program)
 
 
@@ -221,7 +220,7 @@ def _running(asked: Asked, variables: Mapping[str, str], output: Any) -> Iterato
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=variables,
+        env=kept(variables),
         start_new_session=True,
     )
     program = _Program(process)
@@ -275,15 +274,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS)
     process.wait()
-
-
-def _end_what_is_left(folder: str) -> None:
-    """Launchers start their workers in sessions of their own; what belongs to a rehearsal has its folder's name."""
-    mark = f"{FOLDER_VARIABLE}={folder}".encode()
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if mark in (process / "environ").read_bytes().split(b"\0"):
-                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _ranks(accounts: Sequence[Mapping[str, Any]]) -> Iterator[Rank]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitplan.errors import FitplanError
-from fitplan.process import GRACE_SECONDS, python_path
+from fitplan.process import GRACE_SECONDS, kept, python_path
 from fitplan.tui import PROGRESS
 from fitplan.validation.job import Expectation, PhaseMemory
 
@@ -119,7 +119,7 @@ async def _started(arguments: Sequence[str]) -> asyncio.subprocess.Process:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, PROGRESS: "json", "PYTHONPATH": python_path()},
+            env=kept({PROGRESS: "json", "PYTHONPATH": python_path()}),
             limit=LONGEST_LINE,
         )  # fmt: skip
     except OSError as error:

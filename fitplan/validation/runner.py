@@ -3,8 +3,8 @@
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,7 @@ from fitplan.validation.comparison import (
 from fitplan.validation.job import Expectation, Job, Measurement, PhaseMemory, Runner
 from fitplan.validation.process import RUNS_JOBS, child_for_run, measure
 from fitplan.validation.report import ValidationReport
+from fitplan.whole import scratch_folder
 
 CPU, CUDA = "cpu", "cuda"
 TOLERANCE = 2.0
@@ -216,24 +217,25 @@ class RunProcess:
 
     It may be started before the job is asked of it (:meth:`start`): it imports what it needs in the meantime, which
     takes longer than many a job, and does not touch the GPU.
+
+    Attributes:
+        child: the process.
+        folder: where that folder is.
+
     """
 
     def __init__(self, target: Target, *, expandable: bool) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="fitplan-")
+        self._stack = ExitStack()
+        self.folder = str(self._stack.enter_context(scratch_folder()))
         self.child = child_for_run(
             RUNS_JOBS,
             {
                 **target.environment,
-                FOLDER_VARIABLE: self._folder.name,
+                FOLDER_VARIABLE: self.folder,
                 **dict.fromkeys(VARIABLES, f"expandable_segments:{expandable}"),
-                **dict.fromkeys(FOLDER_VARIABLES, self._folder.name),
+                **dict.fromkeys(FOLDER_VARIABLES, self.folder),
             },
         )
-
-    @property
-    def folder(self) -> str:
-        """Where it is."""
-        return self._folder.name
 
     def start(self) -> Self:
         """Start the process."""
@@ -246,7 +248,7 @@ class RunProcess:
     def __exit__(self, *_: object) -> None:
         """End the process, and remove the folder."""
         self.child.__exit__()
-        self._folder.cleanup()
+        self._stack.close()
 
 
 FOLDER_VARIABLES = ("TMPDIR", "TEMP", "TMP")

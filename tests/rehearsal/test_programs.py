@@ -18,6 +18,7 @@ from fitplan.devices.device import find_device
 from fitplan.rehearsal.launch import FOLDER_VARIABLE
 from fitplan.rehearsal.report import RehearsalReport
 from fitplan.verdict import Fit
+from fitplan.whole import SCRATCH
 
 FITPLAN = (sys.executable, "-m", "fitplan")
 SCRIPTS = Path(__file__).parent.parent.parent / "benchmarks" / "rehearsals"
@@ -124,14 +125,14 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(fitplan.__file__).parent.parent)},
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("fitplan-*/process-*.jsonl")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(f"{SCRATCH}*/process-*.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.2)
     child.send_signal(signal.SIGINT)
     said = child.communicate(timeout=60)
     assert child.returncode == 130
     assert said[0] == ""
     assert said[1].splitlines()[-1] == "fitplan: error: interrupted"
-    assert list(tmp_path.glob("fitplan-*")) == []
+    assert list(tmp_path.glob(f"{SCRATCH}*")) == []
     assert _left_over() == []
 
 

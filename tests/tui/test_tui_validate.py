@@ -35,6 +35,7 @@ from fitplan.tui.state import Question
 from fitplan.units import gib
 from fitplan.validation.job import Expectation
 from fitplan.validation.records import nearest
+from fitplan.whole import SCRATCH
 
 NO_GPU = Machine(reason=Reason.NO_DRIVER, error="Library not found")
 CANNED = Question("canned-8b", "canned")
@@ -324,7 +325,7 @@ def test_leaving_a_run_leaves_no_process(
 
     drive(script, tiny, machine=NO_GPU)
     assert _processes(mark) == []
-    assert list(folder.glob("fitplan-*")) == []
+    assert list(folder.glob(f"{SCRATCH}*")) == []
 
 
 def test_an_answer_is_a_document_whatever_the_code_and_the_noise(
