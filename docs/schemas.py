@@ -44,6 +44,8 @@ QUESTIONS = (
     "explain gpt2 --method full --gpu t4 --json",
     "map llama-8b --gpu 4090 --json",
     "map llama-70b --gpu 4090 --method full --json",
+    "diff llama-8b --method qlora --gpu 4090 --json -- --use-liger-kernel",
+    "diff llama-8b --method lora --json -- --no-gradient-checkpointing",
     "autopsy LOG --json",
     "autopsy LOG --model llama-8b --method qlora --gpu 4090 --json",
     "autopsy SMI --json",

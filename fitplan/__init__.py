@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fitplan.callback import Guard as Guard
     from fitplan.configs.resolve import ModelConfig as ModelConfig
     from fitplan.devices.device import Device as Device
+    from fitplan.difference import Difference as Difference
+    from fitplan.difference import diff as diff
     from fitplan.emit import emit_script as emit_script
     from fitplan.errors import DeviceNotFound as DeviceNotFound
     from fitplan.errors import DoesNotFit as DoesNotFit
@@ -70,6 +72,7 @@ _HOMES = {
     "CheckReport": "fitplan.plan",
     "Device": "fitplan.devices.device",
     "DeviceNotFound": "fitplan.errors",
+    "Difference": "fitplan.difference",
     "Dtype": "fitplan.setup",
     "DoesNotFit": "fitplan.errors",
     "Explanation": "fitplan.explanation",
@@ -108,6 +111,7 @@ _HOMES = {
     "advise": "fitplan.api",
     "autopsy": "fitplan.postmortem",
     "check": "fitplan.api",
+    "diff": "fitplan.difference",
     "emit_script": "fitplan.emit",
     "estimate": "fitplan.api",
     "explain": "fitplan.api",

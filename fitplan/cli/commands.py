@@ -221,6 +221,62 @@ def fits(
     return exit_code_of([one.verdict.fit for one in found.answers] or [Fit.DOES_NOT_FIT])
 
 
+def diff(
+    model: str,
+    second: str | None,
+    against: str | None,
+    gpu: str | None,
+    vram: str | None,
+    method: str | None,
+    trace: bool,
+    as_json: bool,
+    **settings: Any,
+) -> int:
+    """``fitplan diff``."""
+    from fitplan import api
+    from fitplan.difference import Answer
+    from fitplan.difference import diff as compare
+
+    answers: list[Answer] = [name for name in (model, second) if name is not None]
+    if (second is None) == (against is None):
+        raise InputError("name what to compare with: a second document, or the flags that differ behind --")
+    if against is not None:
+        with Narration() as progress:
+            asked = {"gpu": _or_here(gpu, vram), "vram": vram, "method": method, "trace": trace, **given(settings)}
+            changed = {**asked, "model": model, **_changes(against)}
+            answers = [
+                api.check(progress=progress, **{"model": model, **one, "method": one["method"] or "qlora"})
+                for one in (asked, changed)
+            ]
+    found = compare(*answers)
+
+    def show(console: Any) -> None:
+        from fitplan.report.difference import print_difference
+
+        print_difference(found, console)
+
+    answer_with(as_json, found.to_dict, show)
+    return EXIT_FITS
+
+
+def _changes(typed: str) -> dict[str, Any]:
+    """What stands behind ``--``: flags of ``fitplan check``, and a model where it is another."""
+    import shlex
+
+    from fitplan.cli.parser import make_parser
+
+    words = shlex.split(typed)
+    names_model = bool(words) and not words[0].startswith("-")
+    options = vars(make_parser().parse_args(["check", *([] if names_model else ["-"]), *words]))
+    left_out = {"run", "as_json", "emit", "verbose", "file", *(() if names_model else ("model",))}
+    found = {name: value for name, value in given(options).items() if name not in left_out}
+    if not options["trace"]:
+        del found["trace"]
+    if options["gpu"] or options["vram"]:
+        found |= {"gpu": options["gpu"], "vram": options["vram"]}
+    return found
+
+
 def autopsy(
     log: str, model: str | None, gpu: str | None, vram: str | None, method: str | None, as_json: bool, **settings: Any
 ) -> int:

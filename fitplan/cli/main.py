@@ -1,5 +1,6 @@
 """The ``fitplan`` command: from what was typed to an exit code."""
 
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -75,8 +76,14 @@ ASK_ABOUT_COMMANDS = ("check", "advise", "explain", "map", "report")
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is fitplan's, and the command line that is asked about in the place of a model, after ``--``."""
+    """What is fitplan's, and the command line that is asked about in the place of a model, after ``--``.
+
+    After ``fitplan diff ... --`` stands what is compared with it.
+    """
     typed = list(arguments)
+    if typed[:1] == ["diff"] and "--" in typed:
+        at = typed.index("--")
+        return [*typed[:at], f"--against={shlex.join(typed[at + 1 :])}"], []
     if typed[:1] and typed[0] in ASK_ABOUT_COMMANDS and "--" in typed:
         at = typed.index("--")
         return [*typed[:at], "-"], typed[at + 1 :]

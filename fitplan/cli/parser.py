@@ -92,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_calibrate(add)
     _add_gpus(add)
     _add_fits(add)
+    _add_diff(add)
     _add_autopsy(add)
     _add_models(add)
     _add_profile(add)
@@ -226,6 +227,29 @@ def _add_fits(add: Add) -> None:
 
 SORTED_BY = ("name", "size", "memory", "batch", "length")
 """As :data:`fitplan.report.fits.SORTS`, which is loaded only to print."""
+
+
+def _add_diff(add: Add) -> None:
+    diff = command(
+        add,
+        "diff",
+        commands.diff,
+        "what differs between two answers: which part of the memory grew, in which moment, and why",
+        "examples:\n"
+        "  fitplan diff llama-8b --method qlora --gpu 4090 -- --use-liger-kernel\n"
+        "  fitplan diff llama-8b --method lora -- qwen3-8b --seq-len 4096   another model, and length\n"
+        "  fitplan diff llama-8b -- --stack trl\n"
+        "  fitplan diff before.json after.json   documents of fitplan check --json, as from before an upgrade\n"
+        "\n"
+        "exit codes: 0 compared, 2 bad input",
+    )
+    diff.add_argument("model", metavar="MODEL", help="as in fitplan check; or a document of fitplan check --json")
+    diff.add_argument("second", metavar="FILE", nargs="?", help="the document that is compared with it")
+    diff.add_argument("--against", help=argparse.SUPPRESS)  # what stands behind --
+    _add_device(diff)
+    _add_json(diff)
+    diff.add_argument("--trace", action="store_true", help="trace both steps even where their footprints are known")
+    _add_settings(diff, method="qlora")
 
 
 def _add_autopsy(add: Add) -> None:
