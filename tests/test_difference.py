@@ -1,4 +1,4 @@
-"""What differs between two answers: the difference of their numbers, to the byte, and what of the job is not the same."""
+"""What differs between two answers: their numbers, to the byte, and what of the job is not the same."""
 
 import json
 from pathlib import Path
