@@ -9,7 +9,7 @@ endef
 export DEPRECATED
 
 help: ## show this
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: .venv-light/demo ## install, and answer the first question
 	.venv-light/bin/fitplan check llama-70b --gpu H100
@@ -27,15 +27,26 @@ test-next: .venv-next/dev ## run the proof with the newest libraries and their p
 test-rehearsal: .venv-rehearsal/dev ## rehearse on a CUDA build of PyTorch (5.5 GB on disk); no GPU is needed
 	.venv-rehearsal/bin/pytest -q -n 2 tests/rehearsal
 
-test-wheel: .venv/dev ## build the wheel, and answer from it without torch
-	rm -rf build/wheel build/light
+test-wheel: .venv/dev ## build the wheel, install it without the network, and answer from it without torch
+	rm -rf build/wheel build/packages build/light
 	.venv/bin/python -m build --wheel --outdir build/wheel . > /dev/null
+	.venv/bin/pip download -q -c constraints/newest.txt --dest build/packages build/wheel/*.whl
 	$(PYTHON) -m venv build/light
-	build/light/bin/pip install -q build/wheel/*.whl
+	build/light/bin/pip install -q --no-index --find-links build/packages build/wheel/*.whl
 	.venv/bin/pytest -q tests/test_wheel.py --installed build/light --wheel build/wheel
 
 footprints: .venv/dev ## trace all shipped models anew; takes hours
 	.venv/bin/fitplan profile all --out profiles/models
+
+# What is pinned stays where it still can; UPGRADE=--upgrade moves it.
+COMPILE = build/uv/bin/uv pip compile -q pyproject.toml --all-extras --no-annotate $(UPGRADE) \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make constraints'
+
+constraints: ## pin what pyproject.toml and constraints/*.in ask for, with all that it needs
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/pip install -q uv
+	$(COMPILE) constraints/newest.in -o constraints/newest.txt
+	$(COMPILE) constraints/oldest.in -o constraints/oldest.txt --resolution lowest-direct
 
 pictures: .venv/dev ## draw the terminal app for the README
 	.venv/bin/python docs/pictures.py
@@ -77,4 +88,4 @@ clean: ## remove the environments
 	.venv-next/bin/pip install -q -e '.[torch]' pytest pytest-xdist hypothesis
 	touch $@
 
-.PHONY: help demo test test-rehearsal test-oldest test-next test-wheel footprints pictures lint check clean
+.PHONY: help demo test test-rehearsal test-oldest test-next test-wheel footprints constraints pictures lint check clean

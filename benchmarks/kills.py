@@ -17,6 +17,7 @@ import lzma
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,9 +197,7 @@ class Place:
 
     def forget(self) -> None:
         """What it has kept would be the answer next time."""
-        for path in self.folders["XDG_CACHE_HOME"].rglob("*"):
-            if path.is_file() and path.parent.name == "footprints":
-                path.unlink()
+        shutil.rmtree(self.folders["XDG_CACHE_HOME"] / "fitplan", ignore_errors=True)
 
     def processes(self) -> list[str]:
         """The command lines of what is left of it."""
