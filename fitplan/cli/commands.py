@@ -170,6 +170,20 @@ def has_textual() -> bool:
     return find_spec("textual") is not None
 
 
+def mcp() -> int:
+    """``fitplan mcp``."""
+    from fitplan.errors import MissingDependency
+
+    try:
+        from fitplan.server import make_server
+    except ImportError as error:
+        raise MissingDependency(
+            f"tools for language models need {error.name}, which is not installed; pip install 'fitplan[mcp]'"
+        ) from error
+    make_server().run("stdio")
+    return EXIT_FITS
+
+
 def gpus(as_json: bool) -> int:
     """``fitplan gpus``."""
     from fitplan.devices.detect import detect

@@ -90,6 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_rehearse(add)
     _add_tui(add)
     add_calibrate(add)
+    _add_mcp(add)
     _add_gpus(add)
     _add_fits(add)
     _add_diff(add)
@@ -166,6 +167,16 @@ def _add_tui(add: Add) -> None:
     app.add_argument("model", metavar="MODEL", nargs="?", help="as in fitplan check; chosen in the app if left out")
     _add_device(app)
     _add_settings(app, method="qlora")
+
+
+def _add_mcp(add: Add) -> None:
+    command(
+        add,
+        "mcp",
+        commands.mcp,
+        "serve check, advise, fits, diff and autopsy to language models, over the Model Context Protocol on stdio",
+        'example, in the settings of a client:\n  {"mcpServers": {"fitplan": {"command": "fitplan", "args": ["mcp"]}}}',
+    )
 
 
 def _add_gpus(add: Add) -> None:
