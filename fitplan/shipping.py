@@ -16,7 +16,7 @@ from fitplan.footprint.footprint import Footprint, OptimizerFootprint
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.recipe import SOME_DROPOUT, kernels_of
 from fitplan.footprint.size import NoFormula, Shape
-from fitplan.footprint.store import SHIPPED_NAMES, ShippedFile, digest_of
+from fitplan.footprint.store import SHIPPED_NAMES, ShippedFile, read_if_of
 from fitplan.memory import estimate_trace
 from fitplan.setup import (
     Attention,
@@ -119,11 +119,14 @@ def ship(
     kernels = kernels_of(capability)
     path = folder / model.name / SHIPPED_NAMES[kernels]
     step = _step_digest(model, capability, progress)
-    alike = [] if anew else [other for other in sorted(folder.glob(f"*/{path.name}")) if digest_of(other) == step]
-    if missing and path.exists():
-        alike = [path]
-    files = [ShippedFile.read(other) for other in alike] or [ShippedFile({}, kernels, step, [], {})]
-    made = max(files, key=lambda file: len(file.footprints))
+    own = read_if_of(path, None) if missing else None
+    others = [] if anew or own else sorted(folder.glob(f"*/{path.name}"))
+    files = [own, *(read_if_of(other, step) for other in others)]
+    made = max(
+        (file for file in files if file is not None),
+        key=lambda file: len(file.footprints),
+        default=ShippedFile({}, kernels, step, [], {}),
+    )
     known = [recipe for recipe, _, _ in made.footprints]
     left_out: list[str] = []
     for setup in common_setups(capability):

@@ -1,5 +1,7 @@
 """Files that are written whole or not at all, and read whole or not at all; and what is there for a while only.
 
+What was kept and cannot be read back costs itself only: it is left out, and that is told once.
+
 What a killed process leaves unfinished is removed by the next one that writes beside it. Whether somebody is still at
 it, a lock tells that ends with its holder (flock(2)); on Windows, where there is none, it stays.
 """
@@ -9,10 +11,14 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import get_ident
+
+from fitplan.errors import InputError
 
 try:
     import fcntl
@@ -42,6 +48,55 @@ def read_whole(path: Path) -> bytes:
     if found.st_size > MOST_READ:
         raise OSError(errno.EFBIG, "too large to be one of ours", str(path))
     return path.read_bytes()
+
+
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, InputError)
+"""What reading another file than was written may end in; text that is no UTF-8 is a ``ValueError``."""
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+@dataclass
+class _Telling:
+    """Who is told what is left out, and what was told already."""
+
+    tell: Callable[[str], None] = _warn
+    told: set[Path] = field(default_factory=set)
+
+
+_telling = [_Telling()]
+
+
+@contextmanager
+def told_to(tell: Callable[[str], None]) -> Iterator[None]:
+    """What is left out as damaged is told to ``tell``, each file once; elsewhere it is a ``UserWarning``."""
+    _telling.append(_Telling(tell))
+    try:
+        yield
+    finally:
+        _telling.pop()
+
+
+@contextmanager
+def left_out_if_damaged(path: Path, what: str) -> Iterator[None]:
+    """Within this a file is read back that was kept earlier; if it cannot be, it is told once, and the rest goes on.
+
+    Args:
+        path: the file. That there is none is nothing to tell.
+        what: it holds, as in ``"the record"``.
+
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        return
+    except DAMAGED as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "damaged, or of another version"
+        if path not in _telling[-1].told:
+            _telling[-1].told.add(path)
+            _telling[-1].tell(f"{what} in {path} is left out: {why}; remove the file if you do not need it")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -16,10 +16,12 @@ from fitplan.cli.console import (
     EXIT_NO_GPU,
     complain,
     prepare_streams,
+    say,
 )
 from fitplan.cli.parser import make_parser
 from fitplan.errors import FitplanError, InputError, NoUsableGpu, ValidationFailed
 from fitplan.tracer import tracing_here
+from fitplan.whole import told_to
 
 if TYPE_CHECKING:
     from fitplan.readers import Reading
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options["model"] = _from_file(file, options["model"])
         if command:
             options["model"] = _from_command(command)
-        with tracing_here():  # this process is there for nothing else
+        with tracing_here(), told_to(lambda message: say("note: ", message)):  # this process is there for nothing else
             code: int = run(**options)
         sys.stdout.flush()
         return code

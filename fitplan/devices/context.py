@@ -1,15 +1,16 @@
 """The CUDA context: what a process holds on a GPU beside PyTorch's allocator."""
 
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from fitplan.devices.device import Device
 from fitplan.resources import read_json
+from fitplan.whole import left_out_if_damaged, read_whole
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,42 @@ def _measured_here() -> list[Context]:
 
 @lru_cache(maxsize=1)
 def _contexts_in(path: Path, _: tuple[int, int]) -> list[Context]:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            Context(int(row["bytes"]), 0, row["gpu"], f"measured here, torch {row['torch']}, driver {row['driver']}")
-            for row in rows
-        ]
-    return []
+    rows: list[Any] = []
+    with left_out_if_damaged(path, MEASURED_HERE):
+        rows = read_rows(path)
+    found = []
+    for row in rows:
+        with left_out_if_damaged(path, f"a row of {MEASURED_HERE}"):
+            found.append(_context_in(row))
+    return found
+
+
+MEASURED_HERE = "what was measured of GPUs"
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The rows of such a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it holds no rows.
+
+    """
+    rows = json.loads(read_whole(path))
+    if not isinstance(rows, list):
+        raise ValueError("no list")
+    return rows
+
+
+def _context_in(row: Any) -> Context:
+    size, gpu = row["bytes"], row["gpu"]
+    if type(size) is not int or not 0 <= size < MOST_BYTES or not isinstance(gpu, str):
+        raise ValueError("no context")
+    return Context(size, 0, gpu, f"measured here, torch {row['torch']}, driver {row['driver']}")
+
+
+MOST_BYTES = 2**40
+"""A context is smaller than any GPU."""
 
 
 @cache

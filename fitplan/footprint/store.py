@@ -26,7 +26,7 @@ from fitplan.footprint.recipe import Recipe, completed
 from fitplan.footprint.size import Shape
 from fitplan.resources import profiles
 from fitplan.setup import LIGER_PACKAGE, Attention, Optim, Task, TrainingSetup
-from fitplan.whole import read_whole, write_whole
+from fitplan.whole import left_out_if_damaged, read_whole, write_whole
 
 SHIPPED, CACHE = "shipped", "cache"
 """Where a footprint was found."""
@@ -76,6 +76,12 @@ def find_shipped(job: TrainingJob) -> StoredFootprint | None:
     """The footprint that ships for this model and setup."""
     if job.model.source != "shipped":
         return None
+    with left_out_if_damaged(_shipped_path(job.model.name, job.kernels), "what ships of the model"):
+        return _find_shipped(job)
+    return None
+
+
+def _find_shipped(job: TrainingJob) -> StoredFootprint | None:
     name, optim = job.model.name, job.setup.optim
     for place, entry in enumerate(_header(name, job.kernels)["footprints"], 1):
         if _answers(entry, job.recipe):
@@ -132,8 +138,12 @@ def why_not_shipped(job: TrainingJob) -> str:
 @cache
 def _shipped(name: str, kernels: str) -> list[bytes] | None:
     """The lines of a model's file: a header, then one footprint each."""
-    path = profiles() / "models" / name / SHIPPED_NAMES[kernels]
-    return _lines(path) if path.is_file() else None
+    path = _shipped_path(name, kernels)
+    return _lines(path) if path.exists() else None
+
+
+def _shipped_path(name: str, kernels: str) -> Path:
+    return profiles() / "models" / name / SHIPPED_NAMES[kernels]
 
 
 @cache
@@ -152,13 +162,14 @@ def _optimizers(name: str, kernels: str, key: str, optim: Optim) -> tuple[tuple[
 
 @cache
 def _header(name: str, kernels: str) -> dict[str, Any]:
-    lines = _shipped(name, kernels)
-    header: dict[str, Any] = json.loads(lines[0]) if lines else {}
-    if header.get("format") != FORMAT:
-        return {"footprints": []}
-    for entry in header["footprints"]:
-        entry["recipe"] = completed(entry["recipe"])
-    return header
+    with left_out_if_damaged(_shipped_path(name, kernels), "what ships of the model"):
+        lines = _shipped(name, kernels)
+        header: dict[str, Any] = json.loads(lines[0]) if lines else {}
+        if header.get("format") == FORMAT:
+            for entry in header["footprints"]:
+                entry["recipe"] = completed(entry["recipe"])
+            return header
+    return {"footprints": []}
 
 
 @dataclass
@@ -182,12 +193,7 @@ class ShippedFile:
 
     @classmethod
     def read(cls, path: Path) -> "ShippedFile":
-        """The file at ``path``, which has this format.
-
-        Raises:
-            InputError: it has not.
-
-        """
+        """The file at ``path``, which has this format; what else it may be, :func:`read_if_of` minds."""
         header, *lines = (json.loads(line) for line in _lines(path))
         return cls(
             header["versions"],
@@ -234,18 +240,16 @@ class ShippedFile:
         return lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
 
 
-def digest_of(path: Path) -> str:
-    """The digest of the step that a shipped file was made from; empty for one of another format.
+def read_if_of(path: Path, step: str | None) -> "ShippedFile | None":
+    """A shipped file, if it was made from the step with that digest, or with ``None`` from any; if it is whole.
 
-    Raises:
-        InputError: it is no such file at all.
-
+    One that is damaged is left out, and told.
     """
-    try:
+    with left_out_if_damaged(path, "what ships of the model"):
         header = json.loads(_lines(path)[0])
-        return str(header["step"]) if header["format"] == FORMAT else ""
-    except (ValueError, KeyError, TypeError, IndexError):
-        raise InputError(f"{path} is no file of footprints; move it away, or choose another folder") from None
+        if header["format"] == FORMAT and step in (None, header["step"]):
+            return ShippedFile.read(path)
+    return None
 
 
 MOST_UNPACKED = 64 * 2**20
@@ -300,16 +304,15 @@ def _read(path: Path) -> list[tuple[set[_Asked], Footprint]]:
 
     Its first line is a digest of the rest: what was changed by another hand, or cut off, is not believed.
     """
-    try:
+    with left_out_if_damaged(path, "what was kept of earlier traces"):
         digest, _, text = read_whole(path).partition(b"\n")
         if digest.decode() != _digest(text):
-            return []
+            raise ValueError("its digest is another")
         return [
             ({(attn, task) for attn, task in entry["asked"]}, footprint_from_dict(entry["footprint"]))
             for entry in json.loads(text)
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
+    return []
 
 
 def _digest(text: bytes) -> str:

@@ -63,6 +63,10 @@ class FitplanApp(App[None]):
         if not self.is_headless:
             gc.freeze()
 
+    def tell(self, message: str) -> None:
+        """What is left out as damaged; from any thread."""
+        self.notify(message, severity="warning", markup=False, timeout=10)
+
     def action_turn_theme(self) -> None:
         """From dark to light and back."""
         self.theme = LIGHT.name if self.theme == DARK.name else DARK.name

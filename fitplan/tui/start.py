@@ -9,6 +9,7 @@ from fitplan.tui.answers import Answers
 from fitplan.tui.app import FitplanApp
 from fitplan.tui.state import Question
 from fitplan.tui.widgets.settings import GPU, MODEL
+from fitplan.whole import told_to
 
 FIRST_MODEL, FIRST_GPU = "llama-3.1-8b", "RTX 4090"
 """What is asked about until a person chooses."""
@@ -24,7 +25,9 @@ def run(model: str | None, gpu: str | None, vram: str | None, settings: dict[str
     machine = detect()
     question, to_choose = first_question(machine, model, gpu, vram, settings)
     checked(question)
-    FitplanApp(question, machine, to_choose=to_choose).run()
+    app = FitplanApp(question, machine, to_choose=to_choose)
+    with told_to(app.tell):
+        app.run()
 
 
 def first_question(

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fitplan.cuda import cublas_workspace
-from fitplan.devices.context import own_contexts
+from fitplan.devices.context import MEASURED_HERE, own_contexts, read_rows
 from fitplan.errors import InputError, NoUsableGpu
 from fitplan.validation.process import child_for_run
 from fitplan.validation.runner import Target, find_gpu
-from fitplan.whole import write_whole
+from fitplan.whole import left_out_if_damaged, write_whole
 
 SCHEMA = "fitplan.calibration/1"
 
@@ -131,8 +131,6 @@ def _replace(path: Path, row: dict[str, Any]) -> None:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    with left_out_if_damaged(path, MEASURED_HERE):
+        return [row for row in read_rows(path) if isinstance(row, dict)]
+    return []

@@ -4,7 +4,6 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from fitplan.errors import InputError
 from fitplan.resources import profiles
 from fitplan.settings import Decides
 from fitplan.setup import SETTINGS, TrainingSetup
-from fitplan.whole import read_whole, write_whole
+from fitplan.whole import left_out_if_damaged, read_whole, write_whole
 
 if TYPE_CHECKING:  # most models have no record, and an answer is to come at once
     from fitplan.validation.comparison import PhasePair, Quantity
@@ -131,24 +130,25 @@ _BESIDE_SETTINGS = {"batch_size", "seq_len"}
 
 
 def _records(model: str, method: str, gpus: int) -> Iterator[Record]:
-    for text in _texts(model, method):
-        with suppress(*_DAMAGED):  # what is damaged is no evidence
-            record = _record(json.loads(text))
-            if record.setup["method"] == method and record.setup.get("gpus", 1) == gpus:
-                yield record
+    for path, text in _texts(model, method):
+        record = None
+        with left_out_if_damaged(path, "the record"):
+            found = _record(json.loads(text))
+            if found is not None and found.setup["method"] == method and found.setup.get("gpus", 1) == gpus:
+                record = found
+        if record is not None:
+            yield record
 
 
-_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError, InputError)
-"""What reading another file than was written may end in."""
-
-
-def _texts(model: str, method: str) -> Iterator[str]:
-    """The project's records, one a line in a file for each model, then the user's, one a file."""
-    with suppress(OSError):
-        yield from shipped_records(model).read_text(encoding="utf-8").splitlines()
-    for path in sorted(own_records().glob(f"{plain_name(model)}--{method}--*.json")):
-        with suppress(OSError, UnicodeDecodeError):
-            yield read_whole(path).decode()
+def _texts(model: str, method: str) -> Iterator[tuple[Path, bytes]]:
+    """The project's records, one a line in a file for each model, then the user's, one a file; with their files."""
+    shipped = shipped_records(model)
+    for path in (shipped, *sorted(own_records().glob(f"{plain_name(model)}--{method}--*.json"))):
+        texts: list[bytes] = []
+        with left_out_if_damaged(path, "the record"):
+            text = read_whole(path)
+            texts = text.splitlines() if path == shipped else [text]
+        yield from ((path, text) for text in texts)
 
 
 def shipped_records(model: str) -> Path:
@@ -156,13 +156,16 @@ def shipped_records(model: str) -> Path:
     return profiles() / "measured" / f"{plain_name(model)}.jsonl"
 
 
-def _record(document: dict[str, Any]) -> Record:
+def _record(document: dict[str, Any]) -> Record | None:
+    """The record of a run; ``None`` if the run did not come to its end."""
     from fitplan.validation.report import read_comparison
 
-    if not document["quantities"]:
-        raise ValueError("the run did not come to its end")
+    if document["quantities"] == []:
+        return None
     TrainingSetup.from_dict(document["setup"])  # or it is of another version
     found = read_comparison(document)
+    if not found.quantities:
+        raise ValueError("nothing is compared")
     record = Record(
         document["model"]["name"],
         found.measurement.device,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from canned import BAD, UNKNOWN, Canned
@@ -22,6 +22,7 @@ from fitplan.names import printable
 from fitplan.report.terminal import CATEGORY_NAMES
 from fitplan.setup import Method
 from fitplan.trace.events import OF_SEVERAL_GPUS
+from fitplan.tui import start
 from fitplan.tui.child import ChildFailed
 from fitplan.tui.screens import plan as plan_module
 from fitplan.tui.screens.compare import CompareScreen
@@ -34,6 +35,7 @@ from fitplan.tui.widgets.compare import CompareTable
 from fitplan.tui.widgets.fitmap import MapPanel
 from fitplan.tui.widgets.settings import SettingsPanel
 from fitplan.units import gib
+from fitplan.whole import left_out_if_damaged, told_to
 
 KEYS = [
     [],
@@ -386,3 +388,28 @@ def test_what_a_folder_is_called_only_shows(tmp_path: Path) -> None:
         assert all(printable(line) == line for line in shown.splitlines())
 
     drive(script, replace(LLAMA, model=str(folder)), size=(200, 40))
+
+
+def test_what_is_left_out_as_damaged_is_told_in_the_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from fitplan.tui.app import FitplanApp
+
+    def damaged() -> None:
+        with left_out_if_damaged(tmp_path / "[bold]x.json", "the record"):
+            raise ValueError
+
+    async def script(pilot: Pilot[None]) -> list[str]:
+        app = cast("FitplanApp", pilot.app)
+        with told_to(app.tell):
+            await asyncio.to_thread(damaged)
+            await asyncio.to_thread(damaged)
+        await pilot.pause()
+        return [one.message for one in app._notifications]
+
+    (message,) = drive(script)
+    assert str(tmp_path / "[bold]x.json") in message
+
+    said: list[str] = []
+    monkeypatch.setattr(FitplanApp, "tell", lambda _, message: said.append(message))
+    monkeypatch.setattr(FitplanApp, "run", lambda _: damaged())
+    start.run("gpt2", "4090", None, {})
+    assert len(said) == 1
