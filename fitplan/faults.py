@@ -6,7 +6,7 @@ older than this version knows. And what fitplan's own code raises: a defect, whi
 """
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -84,7 +84,7 @@ def interface_of(library: str) -> Iterator[None]:
 
 
 @contextmanager
-def told_as(error_of: type[FitplanError], what: str, advice: str) -> Iterator[None]:
+def told_as(error_of: type[FitplanError], what: str, advice: "str | Callable[[Exception], str]") -> Iterator[None]:
     """Inside, foreign code runs as a config says; what it raises is told in one sentence.
 
     Raises:
@@ -102,7 +102,8 @@ def told_as(error_of: type[FitplanError], what: str, advice: str) -> Iterator[No
             raise told from error
         if is_own(error):
             raise
-        raise error_of(f"{what}: {type(error).__name__}: {one_line(error)}; {advice}") from error
+        do = advice if isinstance(advice, str) else advice(error)
+        raise error_of(f"{what}: {type(error).__name__}: {one_line(error)}; {do}") from error
 
 
 def is_own(error: BaseException) -> bool:

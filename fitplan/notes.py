@@ -85,7 +85,10 @@ def _on_model(model: ModelConfig) -> Iterator[str]:
         how = stored.get("quant_method", "in its own way")
         yield f"the checkpoint is quantised ({how}); the answer is for its weights unquantised"
     if model.is_part:
-        yield "this model reads more than text; the answer is for its text model alone"
+        yield (
+            "this model reads more than text; the answer is for rows of text, images and sound count as their tokens; "
+            "what reads them is left out, or frozen where the text part is no model by itself"
+        )
 
 
 def _on_length(model: ModelConfig, setups: Sequence[TrainingSetup]) -> Iterator[str]:

@@ -119,7 +119,7 @@ def trace_job(
         what = f"the training step of {model.name} cannot be run as its config and the setup say"
         with (
             limited(f"tracing {model.name}"),
-            told_as(ModelNotSupported, what, "check the config's dimensions against each other"),
+            told_as(ModelNotSupported, what, _way_out),
         ):
             return trace_training(
                 load_config(model.settings),
@@ -128,6 +128,15 @@ def trace_job(
                 only_optimizer=only_optimizer,
                 progress=lambda what: progress(f"{setup.method}: {what}"),
             )
+
+
+def _way_out(error: Exception) -> str:
+    """What to do about an error of a library: sizes that do not suit each other come from the config."""
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in ("shape", "size", "dim")):
+        return "check the config's dimensions against each other"
+    if "'tuple' object has no attribute 'dtype'" in str(error):  # peft lora/layer.py, of a router's several results
+        return "peft adapts a router here, which it cannot; name target_modules, such as q_proj,k_proj,v_proj,o_proj"
+    return "transformers or peft refuse this step; other target_modules, attn or gradient_checkpointing may be answered"
 
 
 def _gpu(kind: "type[Gpu]", capability: tuple[int, int], multiprocessors: int | None, *, exactly: bool) -> "Gpu":

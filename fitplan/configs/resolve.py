@@ -11,7 +11,7 @@ from fitplan.configs.catalog import family, spellings
 from fitplan.errors import InputError, MissingDependency, ModelNotFound
 from fitplan.names import did_you_mean, plain
 
-MAX_CONFIG_BYTES = 2**20
+MAX_CONFIG_BYTES = 16 * 2**20
 HUB_TIMEOUT_SECONDS = 5
 LONGEST_NAME = 100
 """Of a name that is not known, so much is shown."""
@@ -177,8 +177,8 @@ def _read_config(file: Path) -> dict[str, Any]:
         if not file.is_file():
             raise InputError(f"{file} is not a file; give a folder with a config.json, or the file itself")
         if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise InputError(f"{file} is larger than 1 MiB, which no model config is; give the model's config.json")
-        settings = json.loads(file.read_text(encoding="utf-8-sig"))
+            raise InputError(f"{file} is larger than 16 MiB, which no model config is; give the model's config.json")
+        settings = json.loads(file.read_text(encoding="utf-8-sig"), object_hook=_special_float)
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of thousands of digits
         raise InputError(f"{file} is not valid JSON ({error}); give the model's config.json") from error
     except OSError as error:
@@ -188,12 +188,23 @@ def _read_config(file: Path) -> dict[str, Any]:
     return settings
 
 
+def _special_float(value: dict[str, Any]) -> Any:
+    """Infinity as transformers 5 writes it (``configuration_utils.py``, ``_encode_special_floats``)."""
+    if set(value) == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(value["__float__"])
+    return value
+
+
 _COUNTS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size",
     "head_dim", "num_local_experts", "num_experts", "max_position_embeddings", "d_model", "d_ff", "d_kv", "num_heads",
     "num_layers", "num_decoder_layers", "n_embd", "n_head", "n_layer", "n_positions", "n_inner",
 )  # fmt: skip
+_MAY_DIFFER = ("intermediate_size", "num_key_value_heads", "num_attention_heads")
+"""By layer: a list of as many (Gemma-3n, OpenELM, Nemotron)."""
 _MAY_BE_NULL = (
+    "num_experts",
+    "vocab_size",
     "n_inner",
     "num_key_value_heads",
     "head_dim",
@@ -236,12 +247,14 @@ def _checked(model: ModelConfig) -> ModelConfig:
         for name in _COUNTS:
             if name not in part or (part[name] is None and name in _MAY_BE_NULL):
                 continue
-            value = part[name]
             limit = _limit(name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-                raise InputError(
-                    f"the config of {model.name} has {name} {value!r}; it must be a number from 1 to {limit}"
-                )
+            several = part[name] if isinstance(part[name], list) and name in _MAY_DIFFER else [part[name]]
+            for value in several:
+                whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+                if isinstance(value, bool) or not whole or not 0 < value <= limit:
+                    raise InputError(
+                        f"the config of {model.name} has {name} {value!r}; it must be a number from 1 to {limit}"
+                    )
     for name, value in _integers(settings):
         if value > _limit(name):
             raise InputError(f"the config of {model.name} has {name} {value}; it must be {_limit(name)} at most")
@@ -263,7 +276,7 @@ def _integers(settings: Any) -> Iterator[tuple[str, int]]:
 
 def _limit(name: str) -> int:
     """What a count of that name may be at most: with room, what models have; a config costs no more than they do."""
-    if "layer" in name:
+    if "layer" in name and "size" not in name:
         return MAX_LAYERS
     if "expert" in name and "size" not in name and "dim" not in name:
         return MAX_EXPERTS

@@ -25,6 +25,8 @@ _AUTO_CLASSES: Mapping[Task, Any] = {
     Task.MASKED_LM: transformers.AutoModelForMaskedLM,
     Task.SEQUENCE_CLASSIFICATION: transformers.AutoModelForSequenceClassification,
 }
+_WHOLE: Any = transformers.AutoModelForImageTextToText
+"""Models that read images and write text."""
 _HEADS = {
     "ForCausalLM": Task.CAUSAL_LM,
     "LMHeadModel": Task.CAUSAL_LM,
@@ -36,7 +38,9 @@ _HEADS = {
 
 
 def load_config(settings: Mapping[str, Any]) -> PretrainedConfig:
-    """The transformers config of a ``config.json``; of a multimodal model, its text part.
+    """The transformers config of a ``config.json``; of a multimodal model its text part, if that is a model by itself.
+
+    Else it is the whole: rows of text run through it, and what reads images or sound is frozen.
 
     Raises:
         ModelNotSupported: transformers does not know the model type, or refuses the values.
@@ -56,9 +60,28 @@ def load_config(settings: Mapping[str, Any]) -> PretrainedConfig:
     except Exception as error:  # the config classes raise whatever their checks happen to raise
         raise ModelNotSupported(f"transformers refuses this {model_type} config: {one_line(error)}") from error
     if hasattr(config, "text_config"):
-        return config.get_text_config()
+        text = text_of(config)
+        if hasattr(config, "tie_word_embeddings"):
+            text.tie_word_embeddings = config.tie_word_embeddings  # which is what the whole model's head goes by
+        text.architectures = config.architectures or text.architectures
+        is_model = type(text) in _AUTO_CLASSES[Task.CAUSAL_LM]._model_mapping
+        return text if is_model or type(config) not in _WHOLE._model_mapping else config
     config.fitplan_untied_head = settings.get("tie_word_embeddings") is False
     return config
+
+
+def text_of(config: PretrainedConfig) -> PretrainedConfig:
+    """The part of a config that reads text; the config itself where that is all there is."""
+    return config.get_text_config() if hasattr(config, "text_config") else config
+
+
+def text_path(model: PreTrainedModel) -> str:
+    """The path of what reads text inside a multimodal model, ending in a dot; empty where it is the whole model."""
+    kind = type(text_of(model.config))
+    if kind is type(model.config):
+        return ""
+    paths = (path for path, module in model.named_modules() if path and type(getattr(module, "config", None)) is kind)
+    return f"{next(paths, '')}."
 
 
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
@@ -83,13 +106,13 @@ def task_of(config: PretrainedConfig, setup: TrainingSetup) -> Task:
     """The task of the setup, else the one that the config's ``architectures`` names, else language modelling."""
     if setup.task is not None:
         return setup.task
+    endings = [(name, ending) for name in config.architectures or () for ending in _HEADS if name.endswith(ending)]
+    named = next((_HEADS[ending] for _, ending in endings if _HEADS[ending] is not Task.SEQ2SEQ_LM), None)
     if config.is_encoder_decoder:
-        return Task.SEQ2SEQ_LM
-    for architecture in config.architectures or ():
-        for ending, task in _HEADS.items():
-            if architecture.endswith(ending) and task is not Task.SEQ2SEQ_LM:
-                return task
-    return Task.CAUSAL_LM
+        both = (_AUTO_CLASSES[task]._model_mapping for task in (Task.CAUSAL_LM, Task.SEQ2SEQ_LM))
+        is_part = named is Task.CAUSAL_LM and all(type(config) in mapping for mapping in both)  # the decoder alone
+        return named if named is Task.SEQUENCE_CLASSIFICATION or (named is not None and is_part) else Task.SEQ2SEQ_LM
+    return named or Task.CAUSAL_LM
 
 
 def model_class(config: PretrainedConfig, task: Task) -> type[PreTrainedModel]:
@@ -100,6 +123,8 @@ def model_class(config: PretrainedConfig, task: Task) -> type[PreTrainedModel]:
 
     """
     mapping = _AUTO_CLASSES[task]._model_mapping
+    if task is Task.CAUSAL_LM and type(config) not in mapping:
+        mapping = _WHOLE._model_mapping
     if type(config) not in mapping:
         raise ModelNotSupported(f"transformers has no {task} model of type {config.model_type!r}; choose another task")
     found = mapping[type(config)]
@@ -117,7 +142,7 @@ def build_architecture(config: PretrainedConfig, setup: TrainingSetup) -> PreTra
     task = task_of(config, setup)
     if setup.num_labels is not None:
         config.num_labels = setup.num_labels
-    if task is Task.SEQUENCE_CLASSIFICATION and config.pad_token_id is None:
+    if task is Task.SEQUENCE_CLASSIFICATION and getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0
     dtype = TORCH_DTYPES[setup.dtype]
     dtype_name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
@@ -147,6 +172,10 @@ def build_architecture(config: PretrainedConfig, setup: TrainingSetup) -> PreTra
     if getattr(config, "fitplan_untied_head", False):
         _untie_head(model)
     _check_length(model, config, setup)
+    if text := text_path(model):
+        for path, param in model.named_parameters():
+            if not path.startswith(text) and "lm_head" not in path:
+                param.requires_grad_(False)
     return model
 
 
@@ -180,14 +209,26 @@ def _untie_head(model: PreTrainedModel) -> None:
         head.weight = nn.Parameter(torch.empty_like(head.weight), requires_grad=head.weight.requires_grad)
 
 
+LARGEST_BUFFER = 2**24
+"""Numbers in a buffer: a causal mask of 4096 positions, the largest that models of transformers keep."""
+
+
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
     """Parameters are made on the meta device, or move there when they are registered; nothing is initialised.
 
     ``torch.empty`` is what parameters are made with, and never buffers whose values matter: a fused expert matrix can
-    be larger than the memory of the machine that asks.
+    be larger than the memory of the machine that asks. What is made with other functions (Llama 4's experts with
+    ``torch.zeros``) may be a buffer, but not where it is larger than any of them.
     """
     empty, register = torch.empty, nn.Module.register_parameter
+
+    def large_on_meta(make: Any) -> Any:
+        def made(*size: Any, **kwargs: Any) -> torch.Tensor:
+            asked = empty(*size, **{**kwargs, "device": "meta"})
+            return asked if asked.numel() > LARGEST_BUFFER else make(*size, **kwargs)
+
+        return made
 
     def empty_on_meta(*args: Any, **kwargs: Any) -> torch.Tensor:
         return empty(*args, **{**kwargs, "device": "meta"})
@@ -204,6 +245,8 @@ def _parameters_on_meta() -> Iterator[None]:
     with Guard() as guard:
         guard.exchange_here(nn.Module, "register_parameter", register_on_meta)
         guard.exchange_here(torch, "empty", empty_on_meta)
+        for name in ("zeros", "ones", "randn", "rand"):
+            guard.exchange_here(torch, name, large_on_meta(getattr(torch, name)))
         for name in [name for name, fn in vars(torch.nn.init).items() if name.endswith("_") and callable(fn)]:
             guard.exchange_here(torch.nn.init, name, untouched)
         yield

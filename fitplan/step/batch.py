@@ -4,6 +4,7 @@ import torch
 from transformers import PretrainedConfig
 
 from fitplan.setup import END_TO_END, PAIRED, Padding, Task, TrainingSetup
+from fitplan.step.architecture import text_of
 
 IGNORED_LABEL = -100
 
@@ -17,6 +18,8 @@ def make_batch(config: PretrainedConfig, task: Task, setup: TrainingSetup, devic
     one short as well. With free and packed all is one row, [1, batch * seq_len]; ``position_ids`` begin anew with each
     text, and there is no mask.
     """
+    config = text_of(config)
+    pad = getattr(config, "pad_token_id", None)
     batch, length = setup.batch_size * (2 if setup.objective in PAIRED else 1), setup.seq_len
     mask = torch.ones(batch, length, dtype=torch.int64)
     if setup.padding in (Padding.LONGEST, Padding.MAX_LENGTH):
@@ -24,9 +27,9 @@ def make_batch(config: PretrainedConfig, task: Task, setup: TrainingSetup, devic
         for row in range(batch):
             mask[row, max(1, length - row - first) :] = 0
     ids = torch.arange(batch * length, dtype=torch.int64).view(batch, length) % config.vocab_size
-    if config.pad_token_id is not None:
-        ids = torch.where(ids == config.pad_token_id, (ids + 1) % config.vocab_size, ids)
-        ids = torch.where(mask.bool(), ids, torch.full_like(ids, config.pad_token_id))
+    if pad is not None:
+        ids = torch.where(ids == pad, (ids + 1) % config.vocab_size, ids)
+        ids = torch.where(mask.bool(), ids, torch.full_like(ids, pad))
     if task is Task.SEQUENCE_CLASSIFICATION:
         labels = torch.arange(batch, dtype=torch.int64) % config.num_labels
     else:

@@ -1,6 +1,7 @@
 """Build the model that is trained: quantisation, weights, k-bit preparation, adapters."""
 
 import inspect
+import re
 import warnings
 from itertools import chain
 from typing import Any
@@ -16,7 +17,7 @@ from fitplan.phase import Phase
 from fitplan.settings import shown
 from fitplan.setup import Adapter, Dtype, KbitCastBack, Loss, Method, Quant, Task, TrainingSetup
 from fitplan.step.adapters import KINDS, peft_arguments
-from fitplan.step.architecture import TORCH_DTYPES, build_architecture, task_of
+from fitplan.step.architecture import TORCH_DTYPES, build_architecture, task_of, text_path
 from fitplan.step.audit import QUANTISED
 from fitplan.step.job import Observer, Place
 from fitplan.step.losses import change_loss
@@ -232,6 +233,8 @@ def _add_adapters(model: PreTrainedModel, config: PretrainedConfig, setup: Train
     for name in arguments:
         if name not in config_class.__dataclass_fields__:
             raise InputError(f"{name}: {kind.config} of peft {peft.__version__} has no such setting; leave it out")
+    if (text := text_path(model)) and not kind.is_prompt and setup.exclude_modules is None:
+        arguments["exclude_modules"] = f"(?!{re.escape(text)}).*"  # as TRL and LLaMA-Factory adapt such models
     _check_targets(model, setup.target_modules)
     device = next(model.parameters()).device
     try:
@@ -240,7 +243,16 @@ def _add_adapters(model: PreTrainedModel, config: PretrainedConfig, setup: Train
             return _in_their_type(_as_moved(peft.get_peft_model(model, config_class(**arguments)), setup), setup)
     except (ValueError, TypeError, NotImplementedError) as error:
         what = f"target_modules {shown(setup.target_modules)}" if setup.target_modules else f"adapter {setup.adapter}"
-        raise InputError(f"{what} cannot be adapted: {one_line(error)}") from error
+        raise InputError(f"{what} cannot be adapted: {one_line(error)}{_others(model, error)}") from error
+
+
+def _others(model: PreTrainedModel, error: Exception) -> str:
+    """Of a model that peft adapts in part, the layers that it does adapt (peft ``tuners/tuners_utils.py``, Mamba)."""
+    if "Mamba" not in str(error):
+        return ""
+    names = {path.rpartition(".")[2] for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names -= {"out_proj", "conv1d", "lm_head"}
+    return f"; these can be: --target-modules {','.join(sorted(names))}"
 
 
 def _as_moved(model: nn.Module, setup: TrainingSetup) -> nn.Module:

@@ -67,7 +67,7 @@ def shorten(config: Any, more_edge: int = 0) -> tuple[Any, dict[str, Depth]]:
     names = [name for name in names if name not in config.attribute_map] or names
     if not config.is_encoder_decoder:
         names = names[:1]
-    for name in names:
+    for name in names if _may_be_set(short, names) else ():
         full = getattr(config, name)
         lists = {
             key: value
@@ -85,6 +85,27 @@ def shorten(config: Any, more_edge: int = 0) -> tuple[Any, dict[str, Depth]]:
             setattr(short, key, value[:traced])
         setattr(short, name, traced)
     return short, cut
+
+
+def shorten_text(config: Any, more_edge: int = 0) -> tuple[Any, dict[str, Depth]]:
+    """As :func:`shorten`; of a multimodal config the part that reads text."""
+    inner = next((name for name, value in vars(config).items() if name == "text_config" and value is not None), None)
+    if inner is None:
+        return shorten(config, more_edge)
+    short = copy.deepcopy(config)
+    part, cut = shorten(getattr(config, inner), more_edge)
+    setattr(short, inner, part)
+    return short, cut
+
+
+def _may_be_set(config: Any, names: list[str]) -> bool:
+    """Whether the number of layers is a field, not what a config counts or refuses to be told."""
+    try:
+        for name in names:
+            setattr(config, name, getattr(config, name))
+    except (NotImplementedError, AttributeError):
+        return False
+    return True
 
 
 def _period(kinds: list[Any]) -> int:

@@ -86,6 +86,8 @@ def _register(guard: Guard, gpu: Gpu | None) -> None:
 
 def _arithmetic(reference: Any, left: torch.Tensor, right: Any, **kwargs: Any) -> Any:
     """Sums and products where one operand has the shape of the result."""
+    if not isinstance(left, torch.Tensor):
+        return reference(left, right, **kwargs)
     numbers = not isinstance(right, torch.Tensor)
     full, other = (left, right) if numbers or left.dim() >= right.dim() else (right, left)
     if full.is_floating_point() and full.is_contiguous() and (numbers or _broadcasts(other, full)):

@@ -18,13 +18,13 @@ from fitplan.guard import Guard
 from fitplan.phase import Phase
 from fitplan.setup import SHARDED, Attention, Strategy, Task, TrainingSetup
 from fitplan.step.adapters import names_single_layers
-from fitplan.step.architecture import task_of
+from fitplan.step.architecture import task_of, text_of
 from fitplan.step.audit import Parameter, parameters_of
 from fitplan.step.distribute import distribute, inside, loads_on_host
 from fitplan.step.job import Observer, Place
 from fitplan.step.model import build_skeleton, load_model, load_reference, warmed_up
 from fitplan.step.run import train, update
-from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten
+from fitplan.trace.depth import Depth, NotPeriodic, deepen, shorten_text
 from fitplan.trace.events import (
     CUBLAS_CREATE,
     EMPTY_CACHE,
@@ -85,7 +85,7 @@ def trace_training(
 
     """
     for more_edge in () if full_depth or names_single_layers(setup) or setup.gpus > 1 else (0, 1):
-        short, cut = shorten(config, more_edge)
+        short, cut = shorten_text(config, more_edge)
         progress(f"tracing {_layers(short)} of {_layers(config)} layers")
         run = _trace_as_is(short, setup, gpu, only_optimizer)
         depths = _depths_by_stack(run.trace, cut)
@@ -248,7 +248,10 @@ def _with_workspaces(recorder: Recorder, gpu: Gpu | None, reserve: Callable[[All
 def _depths_by_stack(trace: Trace, cut: dict[str, Depth]) -> dict[str, Depth]:
     """The stacks that were shortened: found by their length, and by name where encoder and decoder differ."""
     found: dict[str, Depth] = {}
+    run = {m.layer.stack for m in trace.moments if m.phase is Phase.FORWARD and m.layer is not None}
     for stack, layers in trace.stacks.items():
+        if stack not in run:  # what reads images, while rows are text
+            continue
         for name, depth in cut.items():
             wrong_side = len(cut) > 1 and ("decoder" in name) != ("decoder" in stack)
             if depth.traced == layers and not wrong_side:
@@ -257,7 +260,7 @@ def _depths_by_stack(trace: Trace, cut: dict[str, Depth]) -> dict[str, Depth]:
 
 
 def _layers(config: Any) -> int:
-    return int(getattr(config, "num_hidden_layers", 0) or 0)
+    return int(getattr(text_of(config), "num_hidden_layers", 0) or 0)
 
 
 def _grouped(parameters: list[Parameter], depths: dict[str, Depth]) -> tuple[ParameterGroup, ...]:
