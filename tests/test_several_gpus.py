@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +168,15 @@ def test_the_formula_holds_for_a_number_of_gpus_that_it_was_not_made_from(method
     assert footprint.piece(replace(shape, gpus=3)) is None
     if strategy == "fsdp2":
         assert footprint.piece(replace(shape, gradient_accumulation_steps=2)) is None
+
+
+@pytest.mark.parametrize("gpus", [3, 64])
+def test_a_rank_that_gpus_do_not_share_evenly_is_traced_and_kept(gpus: int, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(FAMILIES["llama"]))
+    first, again = (fitplan.check(str(path), gpu="h100", method="lora", seq_len=32, gpus=gpus) for _ in range(2))
+    assert [one.plans[0].source for one in (first, again)] == ["trace", "cache"]
+    assert first.plans[0].estimate == again.plans[0].estimate
 
 
 def test_nccl_is_an_interval() -> None:

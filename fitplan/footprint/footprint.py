@@ -126,6 +126,11 @@ class Region:
         """Whether it holds for one shape only."""
         return self.batch_size[0] == self.batch_size[1] and self.seq_len[0] == self.seq_len[1]
 
+    @property
+    def is_one_shape(self) -> bool:
+        """Whether it was traced as it is: then ranks that GPUs do not share evenly are in what was traced."""
+        return self.is_point and self.lora_r[0] == self.lora_r[1]
+
     def __contains__(self, shape: Shape) -> bool:
         return (
             self.batch_size[0] <= shape.batch_size <= self.batch_size[1]
@@ -134,7 +139,7 @@ class Region:
             and self.lora_r[0] <= shape.lora_r <= self.lora_r[1]
             and shape.tokens <= self.tokens
             and shape.gpus in self.gpus
-            and shape.lora_r % shape.gpus == 0
+            and (self.is_one_shape or shape.lora_r % shape.gpus == 0)
             and self.gradient_accumulation_steps[0]
             <= shape.gradient_accumulation_steps
             <= self.gradient_accumulation_steps[1]
