@@ -54,6 +54,7 @@ QUESTIONS = (
     "fits falcon-7b --gpu 4090 --gpu 2xH100 --json",
     "gpus --json",
     "models --json",
+    "check nosuchmodel --json",
 )
 """What is asked; ``FILE`` is a training file, the others say why a run ended."""
 IN_DOUBT = "check llama-8b --gpu 4090 --method qlora --batch-size 3 --json"

@@ -11,6 +11,7 @@ from fitplan.elsewhere import Elsewhere
 from fitplan.memory import MemoryEstimate
 from fitplan.notes import notes
 from fitplan.setup import Method, TrainingSetup
+from fitplan.units import gib
 from fitplan.validation.records import Record
 from fitplan.verdict import DeviceMemory, Verdict
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = "fitplan.check/1"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """One setup, answered.
 
@@ -70,12 +71,22 @@ class Plan:
             return None
         return sum(group.bytes for group in self.parameters if group.is_saved_with_adapter)
 
+    @property
+    def ask_for_bytes(self) -> int:
+        """The device memory to ask a scheduler for: what it takes, and what it may take more."""
+        return self.memory.bytes + self.memory.spread_bytes
+
+    def __repr__(self) -> str:
+        """What a notebook shows: the verdict, not every number."""
+        fit = f", {self.verdict.fit.replace('_', ' ')}" if self.verdict else ""
+        return f"<Plan: {self.setup.method}, {gib(self.memory.bytes)}{fit}>"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; sizes are bytes."""
         return _plan(self)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CheckReport:
     """The answer of :func:`check`.
 
@@ -97,6 +108,11 @@ class CheckReport:
     left_out: dict[Method, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     reading: "Reading | None" = None
+
+    def __repr__(self) -> str:
+        """What a notebook shows: the verdicts, not every number."""
+        on = f" on {self.gpu.name}" if self.gpu else ""
+        return f"<CheckReport: {self.model.name}{on}: {'; '.join(repr(plan)[7:-1] for plan in self.plans)}>"
 
     @property
     def source(self) -> str:
@@ -153,6 +169,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "estimate": {
             **plan.estimate.to_dict(),
             "device_bytes": plan.memory.bytes,
+            "ask_for_bytes": plan.ask_for_bytes,
             "device": _device(plan.memory),
         },
         "verdict": verdict.fit if verdict else None,

@@ -14,6 +14,7 @@ from fitplan.configs.resolve import ModelConfig
 from fitplan.errors import MissingDependency, ModelNotSupported
 from fitplan.faults import moved_library, told_as
 from fitplan.guard import Guard
+from fitplan.installing import install
 from fitplan.limits import limited
 from fitplan.setup import LIGER_PACKAGE, TrainingSetup
 
@@ -87,7 +88,7 @@ def needed_for(what: str) -> Iterator[None]:
         if isinstance(error, AttributeError):
             raise
         raise MissingDependency(
-            f"{what} needs {error.name or 'torch'}, which is not installed; pip install 'fitplan[torch]'"
+            f"{what} needs {error.name or 'torch'}, which is not installed; {install('torch')}"
         ) from error
 
 

@@ -18,6 +18,7 @@ import fitplan
 from fitplan.api import check
 from fitplan.cli.main import main
 from fitplan.errors import MissingDependency
+from fitplan.installing import install
 from fitplan.report.terminal import best_of, describe
 from fitplan.trace.events import Category
 from fitplan.units import gib
@@ -440,7 +441,7 @@ def test_models_says_which_setups_ship(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["models", "llama-3.1-"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"^llama-3.1-8b +8.03 B +11 +12 +15 ", text, flags=re.MULTILINE)
-    assert "pip install 'fitplan[torch]'" in text
+    assert "[torch]'" in text
 
 
 def test_numbers_of_one_are_singular() -> None:
@@ -472,3 +473,53 @@ def test_the_shell_completes(typed: list[str], offered: str, capsys: Any) -> Non
     asked = f"COMP_WORDS=({' '.join(typed)}); COMP_CWORD={len(typed) - 1}; _shtab_fitplan; echo ${{COMPREPLY[@]}}"
     done = subprocess.run(["bash", "-c", f"{script}\n{asked}"], capture_output=True, text=True, check=True)
     assert offered in done.stdout.split()
+
+
+def test_a_length_may_be_typed_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "llama-8b", "--method", "qlora", "--seq-len", "4k", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plans"][0]["setup"]["seq_len"] == 4096
+    with pytest.raises(SystemExit) as stopped:
+        main(["check", "llama-8b", "--seq-len", "4q"])
+    assert stopped.value.code == 2
+    assert "invalid int value: '4q'" in capsys.readouterr().err
+
+
+def test_an_error_is_a_document_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "nosuchmodel", "--json"]) == 2
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document == {
+        "schema": "fitplan.error/1",
+        "kind": "ModelNotFound",
+        "error": said.err.removeprefix("fitplan: error: ").strip(),
+        "exit_code": 2,
+    }
+
+
+def test_what_a_notebook_shows_is_short() -> None:
+    report = check("llama-8b", gpu="4090")
+    assert repr(report).startswith("<CheckReport: llama-3.1-8b on RTX 4090: qlora, 14.52 GiB, fits; lora, ")
+    assert len(repr(report)) < 200
+    plan = report.plans[0]
+    assert plan.ask_for_bytes == plan.memory.bytes + plan.memory.spread_bytes
+    assert plan.to_dict()["estimate"]["ask_for_bytes"] == plan.ask_for_bytes
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (None, "pip install 'fitplan[torch]'"),
+        ({"url": "https://example.org/x.whl", "archive_info": {}}, "pip install 'fitplan[torch]'"),
+        ({"url": "file:///w/fit%20plan", "dir_info": {"editable": True}}, "pip install -e '/w/fit plan[torch]'"),
+        ({"url": "file:///w/fitplan-1.whl", "archive_info": {}}, "pip install '/w/fitplan-1.whl[torch]'"),
+    ],
+)
+def test_what_is_missing_is_installed_from_where_fitplan_was(
+    url: dict[str, Any] | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            return json.dumps(url) if url and name == "direct_url.json" else None
+
+    monkeypatch.setattr("fitplan.installing.distribution", lambda name: Installed())
+    assert install.__wrapped__("torch") == expected

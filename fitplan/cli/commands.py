@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitplan.cli.console import EXIT_DOES_NOT_FIT, EXIT_FITS, EXIT_ONLY_IF, Narration, complain, say
 from fitplan.errors import InputError
+from fitplan.installing import install
 from fitplan.setup import given
 
 if TYPE_CHECKING:
@@ -124,9 +125,7 @@ def report(
     try:
         from fitplan.report.html import headline, page, pictures
     except ImportError as error:
-        raise MissingDependency(
-            f"a report needs {error.name}, which is not installed; pip install 'fitplan[report]'"
-        ) from error
+        raise MissingDependency(f"a report needs {error.name}, which is not installed; {install('report')}") from error
     check_writable(Path(out))
     if svg:
         Path(svg).mkdir(parents=True, exist_ok=True)
@@ -151,7 +150,7 @@ def tui(model: str | None, gpu: str | None, vram: str | None, **settings: Any) -
     if not at_terminal():
         raise InputError("the terminal app needs a terminal; fitplan check answers without one")
     if not has_textual():
-        raise MissingDependency("the terminal app needs textual, which is not installed; pip install 'fitplan[tui]'")
+        raise MissingDependency(f"the terminal app needs textual, which is not installed; {install('tui')}")
     from fitplan.tui.start import run
 
     run(model, gpu, vram, given(settings))
@@ -178,7 +177,7 @@ def mcp() -> int:
         from fitplan.server import make_server
     except ImportError as error:
         raise MissingDependency(
-            f"tools for language models need {error.name}, which is not installed; pip install 'fitplan[mcp]'"
+            f"tools for language models need {error.name}, which is not installed; {install('mcp')}"
         ) from error
     make_server().run("stdio")
     return EXIT_FITS

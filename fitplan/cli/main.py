@@ -1,11 +1,12 @@
 """The ``fitplan`` command: from what was typed to an exit code."""
 
+import json
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fitplan.cli.commands import at_terminal, has_textual
 from fitplan.cli.console import (
@@ -34,11 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     typed, command = _split(sys.argv[1:] if arguments is None else arguments)
     options = vars(parser.parse_args(typed))
     run = options.pop("run", None)
+    as_json = bool(options.get("as_json"))
     if run is None and at_terminal() and has_textual():
         options = vars(parser.parse_args(["tui"]))
         run = options.pop("run")
     if run is None:
-        complain("no command is given; see fitplan --help")
+        complain(
+            "no command is given; try fitplan check llama-70b --gpu H100, fitplan fits --gpu 4090, or fitplan --help"
+        )
         return EXIT_BAD_INPUT
     try:
         if (file := options.pop("file", None)) is not None:
@@ -49,15 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code: int = run(**options)
         sys.stdout.flush()
         return code
-    except NoUsableGpu as error:
-        complain(str(error))
-        return EXIT_NO_GPU
-    except ValidationFailed as error:
-        complain(str(error))
-        return EXIT_MISSED
     except FitplanError as error:
         complain(str(error))
-        return EXIT_BAD_INPUT
+        code = next((code for kind, code in _ENDS.items() if isinstance(error, kind)), EXIT_BAD_INPUT)
+        if as_json:
+            print(json.dumps(_error_document(error, code), indent=1))
+        return code
     except KeyboardInterrupt:
         complain("interrupted")
         return EXIT_INTERRUPTED
@@ -72,6 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "the lines above and what fitplan --version says"
         )
         return EXIT_DEFECT
+
+
+_ENDS = {NoUsableGpu: EXIT_NO_GPU, ValidationFailed: EXIT_MISSED}
+
+
+def _error_document(error: FitplanError, code: int) -> dict[str, Any]:
+    """The ``fitplan.error/1`` document, for who reads the answer as JSON."""
+    return {"schema": "fitplan.error/1", "kind": type(error).__name__, "error": str(error), "exit_code": code}
 
 
 ASK_ABOUT_COMMANDS = ("check", "advise", "explain", "map", "report")

@@ -225,9 +225,9 @@ def _add_fits(add: Add) -> None:
     fits.add_argument(
         "--method", action="append", metavar="{full,lora,qlora}", help="again for another; all if left out"
     )
-    fits.add_argument("--batch-size", type=int, metavar="N", help="rows in a micro-batch (1)")
-    fits.add_argument("--seq-len", type=int, metavar="N", help="tokens in a row (2048)")
-    fits.add_argument("--lora-r", type=int, metavar="N", help="rank of the adapters (16)")
+    fits.add_argument("--batch-size", type=_count, metavar="N", help="rows in a micro-batch (1)")
+    fits.add_argument("--seq-len", type=_count, metavar="N", help="tokens in a row (2048)")
+    fits.add_argument("--lora-r", type=_count, metavar="N", help="rank of the adapters (16)")
     fits.add_argument("--optim", metavar="NAME", help="the optimizer, as in fitplan check")
     fits.add_argument("--strategy", metavar="NAME", help="of several GPUs, as in fitplan check")
     fits.add_argument("--stack", metavar="NAME", help="what trains, as in fitplan check: trl, ...")
@@ -364,4 +364,15 @@ def _argument(one: Setting) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction, "default": None}
     if one.is_enum:
         return {"metavar": "{" + ",".join(one.kind) + "}"}
-    return {"metavar": one.metavar, "type": one.kind if one.kind in (int, float) else str}
+    if one.kind is int:
+        return {"metavar": one.metavar, "type": _count}
+    return {"metavar": one.metavar, "type": float if one.kind is float else str}
+
+
+def _count(text: str) -> int:
+    """A whole number; ``4k`` is 4096, as the map and the app print it."""
+    number = text.lower().removesuffix("k")
+    return int(number) * (1024 if number != text.lower() else 1)
+
+
+_count.__name__ = "int"  # as argparse names it in its complaint

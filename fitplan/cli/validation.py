@@ -10,6 +10,7 @@ from fitplan.cli.commands import answer_with
 from fitplan.cli.console import EXIT_FITS, EXIT_MISSED, Narration
 from fitplan.cli.files import check_writable, write_answer
 from fitplan.errors import InputError, MissingDependency
+from fitplan.installing import install
 from fitplan.rehearsal import DEFAULT_GPU
 from fitplan.setup import given
 
@@ -72,9 +73,7 @@ def _drawer(path: Path, find_limit: str | None) -> Callable[[Any], None]:
     try:
         from fitplan.report.pictures import timelines_svg
     except ImportError as error:
-        raise MissingDependency(
-            f"a picture needs {error.name}, which is not installed; pip install 'fitplan[report]'"
-        ) from error
+        raise MissingDependency(f"a picture needs {error.name}, which is not installed; {install('report')}") from error
     from fitplan.report.validation import timelines
     from fitplan.validation.depths import DepthReport
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fitplan.configs.catalog import family, spellings
 from fitplan.errors import InputError, MissingDependency, ModelNotFound
+from fitplan.installing import install
 from fitplan.names import did_you_mean, plain
 
 MAX_CONFIG_BYTES = 16 * 2**20
@@ -291,8 +292,7 @@ def _from_hub(hub_id: str) -> ModelConfig:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     except ImportError:
         raise MissingDependency(
-            f"{hub_id} is not shipped with fitplan, and fetching its config needs huggingface_hub; "
-            "pip install 'fitplan[torch]'"
+            f"{hub_id} is not shipped with fitplan, and fetching its config needs huggingface_hub; {install('torch')}"
         ) from None
     try:
         cached = try_to_load_from_cache(hub_id, "config.json")

@@ -11,16 +11,14 @@ from fitplan.configs.catalog import CatalogEntry
 from fitplan.cuda import AMPERE, BEFORE_AMPERE
 from fitplan.footprint.recipe import kernels_of, settings_of
 from fitplan.footprint.store import shipped_recipes
+from fitplan.installing import install
 from fitplan.report.tables import print_table
 from fitplan.report.terminal import METHOD_NAMES
 from fitplan.units import count
 
 SCHEMA = "fitplan.models/1"
 
-_LEGEND = (
-    "full, LoRA, QLoRA: how many setups are answered without torch; --json tells each. "
-    "Any other takes a trace, which needs pip install 'fitplan[torch]'."
-)
+_LEGEND = "full, LoRA, QLoRA: how many setups are answered without torch; --json tells each. Any other takes a trace"
 
 
 def models_document(found: tuple[CatalogEntry, ...]) -> dict[str, Any]:
@@ -62,4 +60,4 @@ def print_models(found: tuple[CatalogEntry, ...], console: Console) -> None:
         setups = [str(shipped[method] or "-") for method in METHOD_NAMES]
         table.add_row(entry.name, count(entry.parameters), *setups, ", ".join((*entry.aliases, *entry.hub_ids)))
     print_table(table, console)
-    console.print(Text(_LEGEND, style="dim"))
+    console.print(Text(f"{_LEGEND}, which needs {install('torch')}.", style="dim"))
