@@ -16,7 +16,7 @@ from fitplan.errors import FitplanError, LibraryMoved
 
 KNOWN = {
     "torch": "2.13.0",
-    "triton": "3.9.0",
+    "triton": "3.7.1",
     "transformers": "5.23.0",
     "accelerate": "1.15.0",
     "peft": "0.21.2",
