@@ -14,7 +14,7 @@ from fitplan.devices.device import Device
 from fitplan.errors import InputError
 from fitplan.footprint.recipe import kernels_of
 from fitplan.memory import MemoryEstimate
-from fitplan.search import largest
+from fitplan.search import LENGTH_STEP, largest
 from fitplan.setup import (
     SHARDED,
     TENSOR_CORES_FOR_BFLOAT16,
@@ -38,7 +38,6 @@ MOST_TRIED = 400
 
 LARGEST_BATCH = 64
 SHORTEST_SEQ = 256
-LENGTH_STEP = 64
 GROWS = {"batch_size": (1, 1024), "seq_len": (LENGTH_STEP, 131_072), "lora_r": (8, 512)}
 """What a job that fits may have more of: in which steps, and up to where it is looked for."""
 LEAST_RANK = 8

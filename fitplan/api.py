@@ -377,7 +377,7 @@ def _plan(job: TrainingJob, fresh: bool, fixed: frozenset[str], progress: Progre
     found = answer(job, fresh=fresh, progress=progress)
     verdict = judge(found.estimate, job.device) if job.device else None
     undecided = None
-    if job.device and verdict and verdict.fit in IN_DOUBT and not fresh:
+    if job.device and verdict and verdict.fit in IN_DOUBT and verdict.memory.kept_bytes is None:
         try:
             found = answer(job, fresh=False, progress=progress, pressed=True)
             verdict = judge(found.estimate, job.device)

@@ -9,7 +9,7 @@ from fitplan.estimator import estimate_of
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.store import StoredFootprint
 from fitplan.memory import MemoryEstimate
-from fitplan.search import largest
+from fitplan.search import LENGTH_STEP, largest
 from fitplan.setup import TrainingSetup
 from fitplan.verdict import Fit, Verdict, judge
 
@@ -17,8 +17,6 @@ SCHEMA = "fitplan.map/1"
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-LENGTH_STEP = 64
-"""The longest sequence is told in multiples of this."""
 GAP = 192
 """Lengths between two pieces of a formula, at most."""
 

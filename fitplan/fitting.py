@@ -8,7 +8,7 @@
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Unpack
 
@@ -20,7 +20,7 @@ from fitplan.fitmap import Reach
 from fitplan.footprint.job import TrainingJob
 from fitplan.footprint.store import StoredFootprint, find_shipped
 from fitplan.given import OtherSettings
-from fitplan.question import Question, device_named
+from fitplan.question import Question
 from fitplan.setup import Method, TrainingSetup
 from fitplan.verdict import Verdict, judge
 
@@ -138,24 +138,20 @@ def matrix(
     unknown: dict[tuple[str, Method], None] = {}
     with _no_collector():
         entries = [entry for name in models for entry in find_entries(name)] or list(catalog())
+        named = [Question(entries[0].name, one, None if gpus else vram, None, asked) for one in gpus or [None]]
+        on = [replace(one.opened, gpu=one.device, vram=None) for one in named]  # each GPU is looked up once
         for entry in dict.fromkeys(entries):
-            for named in gpus or [None]:
+            for where in on:
                 for one in methods or [None]:
-                    question = Question(entry.name, named, vram if named is None else None, one, asked)
+                    question = replace(where, model=entry.name, method=one)
                     for which, plain in question.by_method():
                         found = _answer(entry, plain.job())
                         if found is None:
                             unknown[entry.name, which] = None
                         else:
                             answers.append(found)
-    devices = {one.gpu: None for one in answers} or {_device(named, vram): None for named in gpus or [None]}
+    devices = dict.fromkeys(one.device for one in on if one.device is not None)
     return Matrix(gpus=tuple(devices), answers=tuple(answers), unknown=tuple(unknown))
-
-
-def _device(named: Any, vram: str | int | None) -> Device:
-    device = device_named(named, vram if named is None else None)
-    assert device is not None, "one of the two is given"
-    return device
 
 
 def _answer(entry: CatalogEntry, job: TrainingJob) -> Fitting | None:

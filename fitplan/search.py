@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+LENGTH_STEP = 64
+"""The longest sequence is looked for, and told, in multiples of this."""
+
 
 def largest(does: Callable[[int], bool], low: int, high: int) -> int:
     """The largest number up to ``high`` for which ``does`` holds; ``low``, which is not asked about, if none does."""

@@ -5,6 +5,7 @@ trace. Nothing is run for real by any tool.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -19,6 +20,7 @@ from fitplan.fitting import matrix
 from fitplan.plan import CheckReport, Plan
 from fitplan.postmortem import autopsy as read
 from fitplan.report.terminal import told_steps
+from fitplan.verdict import Fit
 
 Settings = dict[str, Any]
 
@@ -80,7 +82,7 @@ def _plan(report: CheckReport, plan: Plan) -> dict[str, Any]:
         "why": verdict and verdict.reason,
         "device_bytes": plan.memory.bytes,
         "uncertainty_bytes": plan.memory.spread_bytes,
-        "memory_to_ask_for_bytes": plan.memory.bytes + plan.memory.spread_bytes,
+        "memory_to_ask_for_bytes": plan.ask_for_bytes,
         "peak_allocated_bytes": plan.estimate.peak_allocated_bytes,
         "peak_moment": plan.estimate.peak_moment,
         "breakdown": {str(category): size for category, size in plan.estimate.breakdown.items() if size},
@@ -132,9 +134,11 @@ def fits(
 ) -> dict[str, Any]:
     """Which of the shipped models can be fine-tuned on a GPU, with the largest batch and longest sequence."""
     found = matrix(models or (), gpu=gpu, method=method or (), **(settings or {}))
-    document = found.to_dict()
-    document["answers"] = [one for one in document["answers"] if one["verdict"] != "does_not_fit"]
-    return {**document, "basis": "predicted, not measured: shipped formulas, derived from traces"}
+    fitting = tuple(one for one in found.answers if one.verdict.fit is not Fit.DOES_NOT_FIT)
+    return {
+        **replace(found, answers=fitting).to_dict(),
+        "basis": "predicted, not measured: shipped formulas, derived from traces",
+    }
 
 
 def diff(

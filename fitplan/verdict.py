@@ -128,7 +128,7 @@ def judge(estimate: MemoryEstimate, device: Device) -> Verdict:
     slack = device.usable_bytes - needed.bytes
     if needed.least_bytes > device.usable_bytes:
         fit, reason = Fit.DOES_NOT_FIT, "allocated memory and the CUDA context exceed the device"
-        if needed.kept_bytes and needed.least_bytes - needed.kept_bytes <= device.usable_bytes:
+        if needed.kept_bytes and needed.cached_bytes >= -slack:  # an empty cache would do
             reason = (
                 f"{gib(needed.kept_bytes)} of {gib(needed.cached_bytes)} cached lie in pieces, and cannot be given back"
             )

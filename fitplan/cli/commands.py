@@ -250,10 +250,12 @@ def diff(
     from fitplan.difference import Answer
     from fitplan.difference import diff as compare
 
-    answers: list[Answer] = [name for name in (model, second) if name is not None]
     if (second is None) == (against is None):
         raise InputError("name what to compare with: a second document, or the flags that differ behind --")
-    if against is not None:
+    answers: list[Answer]
+    if against is None:
+        answers = [model, str(second)]
+    else:
         with Narration() as progress:
             asked = {"gpu": _or_here(gpu, vram), "vram": vram, "method": method, "trace": trace, **given(settings)}
             changed = {**asked, "model": model, **_changes(against)}

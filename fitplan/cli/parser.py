@@ -225,15 +225,10 @@ def _add_fits(add: Add) -> None:
     fits.add_argument(
         "--method", action="append", metavar="{full,lora,qlora}", help="again for another; all if left out"
     )
-    fits.add_argument("--batch-size", type=_count, metavar="N", help="rows in a micro-batch (1)")
-    fits.add_argument("--seq-len", type=_count, metavar="N", help="tokens in a row (2048)")
-    fits.add_argument("--lora-r", type=_count, metavar="N", help="rank of the adapters (16)")
-    fits.add_argument("--optim", metavar="NAME", help="the optimizer, as in fitplan check")
-    fits.add_argument("--strategy", metavar="NAME", help="of several GPUs, as in fitplan check")
-    fits.add_argument("--stack", metavar="NAME", help="what trains, as in fitplan check: trl, ...")
     fits.add_argument("--sort", choices=SORTED_BY, default="size", help="the order of the models (size)")
     fits.add_argument("--all", action="store_true", dest="everything", help="also those with which nothing fits")
     _add_json(fits)
+    _add_settings(fits, without=("method",))
 
 
 SORTED_BY = ("name", "size", "memory", "batch", "length")
@@ -343,16 +338,17 @@ def _add_json(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _add_settings(parser: argparse.ArgumentParser, method: str = "") -> None:
+def _add_settings(parser: argparse.ArgumentParser, method: str = "", without: tuple[str, ...] = ()) -> None:
     """One flag for each setting; left out, it takes the setup's own default.
 
     Args:
         parser: of a command.
         method: the one that the command takes if none is named; all three if empty.
+        without: settings whose flags the command has in its own way.
 
     """
     groups = {heading: parser.add_argument_group(heading) for heading in Group}
-    for one in SETTINGS.values():
+    for one in (one for one in SETTINGS.values() if one.name not in without):
         text = one.help_with_default
         if one.name == "method":
             text = f"default {method}" if method else "all three if left out"

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from fitplan.devices.device import Device
 from fitplan.fitting import Fitting, Matrix
+from fitplan.report.tables import print_table
 from fitplan.report.terminal import METHOD_NAMES, VERDICT_STYLES
 from fitplan.units import GIB, count, gib
 from fitplan.verdict import Fit
@@ -62,7 +63,7 @@ def _print_one(found: Matrix, gpu: Device, console: Console, *, sort: str, every
         by_method = {one.setup.method: one for one in row}
         cells = [_cell(by_method.get(method)) for method in methods]
         table.add_row(row[0].model, count(row[0].parameters), *cells)
-    console.print(table)
+    print_table(table, console)
     console.print()
 
 

@@ -58,6 +58,8 @@ _MARKS: dict[str, str] = {
 LIKE = dict(zip("█▓▒░▞▚▖▘▤▪▥▧▨·│±", (*"#@%:/\\<>=+&*~", ".", "|", "+-"), strict=True))
 """What stands for a mark where the output cannot show it."""
 BAR_WIDTH = 50
+TWO_COLUMNS = 76
+"""Columns of a terminal that two columns of the breakdown take."""
 LOUD_SHARE = 0.5
 """Above this share of parameters left unquantised, quantisation is not what it seems."""
 
@@ -91,7 +93,7 @@ def print_check(report: CheckReport, console: Console, *, verbose: bool = False)
             console.print(others)
     for plan in report.plans if in_full else (best_of(report.plans),):
         console.print()
-        console.print(_plan(plan, gpu, in_full=in_full))
+        console.print(_plan(plan, gpu, in_full=in_full, columns=2 if console.width >= TWO_COLUMNS else 1))
     console.print()
     console.print(_footnote(report), style="dim")
     if not in_full:
@@ -119,11 +121,11 @@ def best_of(plans: Sequence[Plan]) -> Plan:
     )
 
 
-def _plan(plan: Plan, gpu: Device | None, *, in_full: bool) -> RenderableType:
+def _plan(plan: Plan, gpu: Device | None, *, in_full: bool, columns: int) -> RenderableType:
     title = headline(plan) if in_full else Text(METHOD_NAMES[plan.setup.method], style="bold")
     inside: list[RenderableType] = [Text(describe(plan.setup), style="dim"), _bar(plan, gpu)]
     if not in_full:
-        inside += [_breakdown(plan, columns=2), _peak(plan)]
+        inside += [_breakdown(plan, columns), _peak(plan)]
         return Group(title, Padding(Group(*inside), (0, 0, 0, 2)))
     inside += [_breakdown(plan), _facts(plan)]
     if plan.setup.method is Method.QLORA:
@@ -185,9 +187,8 @@ def told_steps(proposal: Proposal) -> list[tuple[str, str]]:
 def headline(plan: Plan) -> Text:
     """What the setup needs, how much more it may be, and whether it fits."""
     line = Text(f"{METHOD_NAMES[plan.setup.method]:<6}", style="bold")
-    memory = plan.memory
-    line.append(f" {gib(memory.bytes):>11}", style="bold")
-    line.append(f" (up to {gib(memory.bytes + memory.spread_bytes)})", style="not bold dim")
+    line.append(f" {gib(plan.memory.bytes):>11}", style="bold")
+    line.append(f" (up to {gib(plan.ask_for_bytes)})", style="not bold dim")
     if plan.verdict is not None:
         line.append("  ")
         for part, style in said(plan.verdict):

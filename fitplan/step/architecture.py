@@ -81,7 +81,8 @@ def text_path(model: PreTrainedModel) -> str:
     if kind is type(model.config):
         return ""
     paths = (path for path, module in model.named_modules() if path and type(getattr(module, "config", None)) is kind)
-    return f"{next(paths, '')}."
+    found = next(paths, None)
+    return f"{found}." if found else ""
 
 
 _IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")

@@ -89,12 +89,10 @@ def shorten(config: Any, more_edge: int = 0) -> tuple[Any, dict[str, Depth]]:
 
 def shorten_text(config: Any, more_edge: int = 0) -> tuple[Any, dict[str, Depth]]:
     """As :func:`shorten`; of a multimodal config the part that reads text."""
-    inner = next((name for name, value in vars(config).items() if name == "text_config" and value is not None), None)
-    if inner is None:
+    if getattr(config, "text_config", None) is None:
         return shorten(config, more_edge)
     short = copy.deepcopy(config)
-    part, cut = shorten(getattr(config, inner), more_edge)
-    setattr(short, inner, part)
+    short.text_config, cut = shorten(config.text_config, more_edge)
     return short, cut
 
 

@@ -46,7 +46,7 @@ class VerdictPanel(Panel[View]):
         head = Content.assemble(badge_of(plan.verdict), "  ", (slack_text(plan.verdict), "bold"))
         told = plan.verdict.reason
         if not plan.verdict.needs_words:
-            told = f"needs {gib(used)} (up to {gib(used + plan.memory.spread_bytes)}) in {plan.estimate.peak_moment}"
+            told = f"needs {gib(used)} (up to {gib(plan.ask_for_bytes)}) in {plan.estimate.peak_moment}"
         words = wrapped("; ".join([told, *(f"note: {warning}" for warning in warnings)]), width)
         thick = max(1, min(3, height - 2 - len(words)))
         return lines([head, *[drawn] * thick, _ruler(device, full, width), *words][:height])
