@@ -481,7 +481,8 @@ def smallest_devices(estimate: MemoryEstimate, asked: Device, devices: tuple[Dev
 
     They are all of one size, in whole GiB; prices are not known here, memory stands for them. By name.
     """
-    alike = (device for device in devices if kernels_of(device.capability) == kernels_of(asked.capability))
+    large = (device for device in devices if device.usable_bytes >= estimate.peak_allocated_bytes)
+    alike = (device for device in large if kernels_of(device.capability) == kernels_of(asked.capability))
     able = [device for device in alike if judge(estimate, device).fit is Fit.FITS]
     least = min((_size(device) for device in able), default=0)
     return tuple(sorted((device for device in able if _size(device) == least), key=lambda device: device.name))

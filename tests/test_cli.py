@@ -521,5 +521,5 @@ def test_what_is_missing_is_installed_from_where_fitplan_was(
         def read_text(self, name: str) -> str | None:
             return json.dumps(url) if url and name == "direct_url.json" else None
 
-    monkeypatch.setattr("fitplan.installing.distribution", lambda name: Installed())
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed())
     assert install.__wrapped__("torch") == expected
