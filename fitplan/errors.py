@@ -17,6 +17,9 @@
 "Does not fit" is an answer, not an error. The messages name fields, never command line flags.
 """
 
+ERROR_SCHEMA = "fitplan.error/1"
+"""Of the document that stands for an answer where there is none."""
+
 
 class FitplanError(Exception):
     """Base of everything that fitplan raises on purpose. The message is one sentence for a person."""

@@ -1,5 +1,6 @@
 """The command, as a person and as a program use it."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -16,8 +17,9 @@ import pytest
 
 import fitplan
 from fitplan.api import check
+from fitplan.cli.commands import answer_with
 from fitplan.cli.main import main
-from fitplan.errors import MissingDependency
+from fitplan.errors import InputError, MissingDependency
 from fitplan.installing import install
 from fitplan.report.terminal import best_of, describe
 from fitplan.trace.events import Category
@@ -494,6 +496,24 @@ def test_an_error_is_a_document_too(capsys: pytest.CaptureFixture[str]) -> None:
         "error": said.err.removeprefix("fitplan: error: ").strip(),
         "exit_code": 2,
     }
+
+
+def test_what_goes_wrong_after_the_answer_leaves_one_document(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answered_and_then(as_json: bool) -> int:
+        answer_with(as_json, lambda: {"schema": "fitplan.check/1"}, print)
+        raise InputError("the file beside it cannot be written")
+
+    class Parser:
+        def parse_args(self, _: Any) -> argparse.Namespace:
+            return argparse.Namespace(run=answered_and_then, as_json=True)
+
+    monkeypatch.setattr("fitplan.cli.main.make_parser", Parser)
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"schema": "fitplan.check/1"}
+    assert said.err == "fitplan: error: the file beside it cannot be written\n"
 
 
 def test_what_a_notebook_shows_is_short() -> None:

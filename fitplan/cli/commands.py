@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fitplan.cli.console import EXIT_DOES_NOT_FIT, EXIT_FITS, EXIT_ONLY_IF, Narration, complain, say
+from fitplan.cli.console import ANSWERED, EXIT_DOES_NOT_FIT, EXIT_FITS, EXIT_ONLY_IF, Narration, complain, say
 from fitplan.errors import InputError
 from fitplan.installing import install
 from fitplan.setup import given
@@ -393,6 +393,7 @@ def answer_with(as_json: bool, document: Callable[[], dict[str, Any]], show: Cal
     """The answer on stdout: one JSON document, or what ``show`` prints on a Rich console."""
     if as_json:
         print(json.dumps(document(), indent=1))
+        ANSWERED.set(True)
         return
     from rich.console import Console
 

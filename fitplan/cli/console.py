@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+from contextvars import ContextVar
 from typing import Any, Self
 
 from fitplan.names import printable
@@ -12,6 +13,9 @@ from fitplan.tui import PROGRESS
 
 EXIT_FITS, EXIT_DOES_NOT_FIT, EXIT_BAD_INPUT, EXIT_NO_GPU, EXIT_MISSED, EXIT_ONLY_IF = range(6)
 EXIT_DEFECT, EXIT_INTERRUPTED = 70, 130
+
+ANSWERED = ContextVar("answered", default=False)
+"""Whether the answer is on stdout: what goes wrong after that, as with a file beside it, is told on stderr alone."""
 
 
 def prepare_streams() -> None:

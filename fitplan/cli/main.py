@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitplan.cli.commands import at_terminal, has_textual
 from fitplan.cli.console import (
+    ANSWERED,
     EXIT_BAD_INPUT,
     EXIT_DEFECT,
     EXIT_INTERRUPTED,
@@ -20,7 +21,7 @@ from fitplan.cli.console import (
     say,
 )
 from fitplan.cli.parser import make_parser
-from fitplan.errors import FitplanError, InputError, NoUsableGpu, ValidationFailed
+from fitplan.errors import ERROR_SCHEMA, FitplanError, InputError, NoUsableGpu, ValidationFailed
 from fitplan.tracer import tracing_here
 from fitplan.whole import told_to
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     prepare_streams()
+    ANSWERED.set(False)
     parser = make_parser()
     typed, command = _split(sys.argv[1:] if arguments is None else arguments)
     options = vars(parser.parse_args(typed))
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = options.pop("run")
     if run is None:
         complain(
-            "no command is given; try fitplan check llama-70b --gpu H100, fitplan fits --gpu 4090, or fitplan --help"
+            "no command is given; try fitplan check llama-70b --gpu H100 or fitplan fits --gpu 4090; see fitplan --help"
         )
         return EXIT_BAD_INPUT
     try:
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FitplanError as error:
         complain(str(error))
         code = next((code for kind, code in _ENDS.items() if isinstance(error, kind)), EXIT_BAD_INPUT)
-        if as_json:
+        if as_json and not ANSWERED.get():
             print(json.dumps(_error_document(error, code), indent=1))
         return code
     except KeyboardInterrupt:
@@ -80,7 +82,7 @@ _ENDS = {NoUsableGpu: EXIT_NO_GPU, ValidationFailed: EXIT_MISSED}
 
 def _error_document(error: FitplanError, code: int) -> dict[str, Any]:
     """The ``fitplan.error/1`` document, for who reads the answer as JSON."""
-    return {"schema": "fitplan.error/1", "kind": type(error).__name__, "error": str(error), "exit_code": code}
+    return {"schema": ERROR_SCHEMA, "kind": type(error).__name__, "error": str(error), "exit_code": code}
 
 
 ASK_ABOUT_COMMANDS = ("check", "advise", "explain", "map", "report")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fitplan.errors import FitplanError
+from fitplan.errors import ERROR_SCHEMA, FitplanError
 from fitplan.process import GRACE_SECONDS, kept, python_path
 from fitplan.tui import PROGRESS
 from fitplan.validation.job import Expectation, PhaseMemory
@@ -66,9 +66,12 @@ async def ask(arguments: Sequence[str], progress: Doing, watch: Watch = lambda _
     """
     ended = await _run([*arguments, "--json"], progress, watch)
     try:
-        return Answer(json.loads(ended.output), ended.complaint)
+        document = json.loads(ended.output)
     except ValueError:
         raise ChildFailed(ended.why) from None
+    if document.get("schema") == ERROR_SCHEMA:
+        raise ChildFailed(ended.why)
+    return Answer(document, ended.complaint)
 
 
 async def write_report(arguments: Sequence[str], progress: Doing) -> None:
