@@ -10,7 +10,9 @@ from types import ModuleType
 
 import pytest
 
+import fitplan
 from fitplan.trace import recorder
+from fitplan.units import gib
 
 
 @pytest.mark.parametrize("module", [recorder])
@@ -32,3 +34,13 @@ def test_the_first_answer_of_the_readme_is_what_is_printed() -> None:
         env={**os.environ, "COLUMNS": "110"},
     )
     assert done.stdout == told
+
+
+def test_the_figures_beside_the_readme_s_commands_are_what_is_answered() -> None:
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    advice = fitplan.advise("llama-8b", gpu="4090", seq_len=8192).advice
+    assert advice.fix is not None
+    needs, then = (gib(one.verdict.memory.bytes) for one in (advice.asked, advice.fix))
+    assert f"fitplan advise llama-8b --gpu 4090 --seq-len 8192   # Liger's kernels: {needs} become {then}" in readme
+    batch = next(one for one in fitplan.explain("llama-8b", seq_len=4096).changes if one.name == "batch_size")
+    assert f'"batch size +1 = +{gib(batch.device_bytes)}"' in readme
