@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fitplan.cli.main import main
+from fitplan.names import printable
 
 LIMIT_SECONDS = 60
 
@@ -107,7 +108,11 @@ class Cli:
 
 def assert_refused(code: int | str | None, out: str, err: str) -> str:
     assert code == 2, err
-    assert out == ""
+    if out:  # with --json the same sentence in a document
+        document = json.loads(out)
+        assert document["schema"] == "fitplan.error/1"
+        assert document["exit_code"] == 2
+        assert err.split() == printable(f"fitplan: error: {document['error']}").split()
     assert err.startswith("fitplan: error: ")
     assert err.endswith("\n")
     assert len(err.splitlines()) == 1, err
