@@ -81,7 +81,9 @@ def _on_several(setup: TrainingSetup) -> Iterator[str]:
 
 def _on_model(model: ModelConfig) -> Iterator[str]:
     stored = model.settings.get("quantization_config")
-    if isinstance(stored, Mapping):
+    if model.bitsandbytes:
+        yield "the checkpoint is quantised already (bitsandbytes): from_pretrained keeps it so, and LoRA on it is QLoRA"
+    elif isinstance(stored, Mapping):
         how = stored.get("quant_method", "in its own way")
         yield f"the checkpoint is quantised ({how}); the answer is for its weights unquantised"
     if model.is_part:

@@ -8,12 +8,20 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from fitplan.allocator.settings import VARIABLES, from_environment
-from fitplan.configs.resolve import ModelConfig, resolve_model
+from fitplan.configs.resolve import ModelConfig, adapter_file, resolve_model
 from fitplan.cuda import AMPERE
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device, device_of_size, find_device
 from fitplan.errors import DeviceNotFound, InputError, ModelNotFound, SetupConflict
 from fitplan.footprint.job import TrainingJob
-from fitplan.setup import Attention, Method, TrainingSetup, given, settings_for, with_defaults
+from fitplan.setup import (
+    Attention,
+    Method,
+    TrainingSetup,
+    as_bitsandbytes_says,
+    given,
+    settings_for,
+    with_defaults,
+)
 from fitplan.units import parse_size
 
 if TYPE_CHECKING:
@@ -128,7 +136,7 @@ class Question:
         if found.method is not None:
             yield TrainingSetup.from_dict({"method": found.method}).method, found
             return
-        for method in (Method.QLORA, Method.LORA, Method.FULL):
+        for method in (Method.QLORA,) if config.bitsandbytes else (Method.QLORA, Method.LORA, Method.FULL):
             settings = settings_for(method, dict(found.settings))
             yield method, replace(found, method=settings.pop("method"), settings=tuple(settings.items()))
 
@@ -148,7 +156,7 @@ class Question:
         match device.capability if device else capability:
             case (int(major), int(minor)):
                 expandable, remarks = _environment(device)
-                remarks = self.opened.remarks + remarks
+                remarks = self.opened.remarks + remarks + tuple(_without_effect(self.chosen(), model))
                 settings = {**given({"expandable_segments": expandable}), **self.chosen()}
                 setup = _setup(settings, model, (major, minor))
                 _check_gpu(setup, device)
@@ -167,8 +175,9 @@ class Question:
 
 def may_be_training_file(named: Any) -> bool:
     """Whether it is worth opening: most questions name a model, and are to be answered at once."""
-    text = str(named).lower() if isinstance(named, str | os.PathLike) else ""
-    return text.endswith((".yaml", ".yml", ".json")) or type(named).__name__ == "Reading"
+    text = str(named) if isinstance(named, str | os.PathLike) else ""
+    is_file = text.lower().endswith((".yaml", ".yml", ".json"))
+    return is_file or type(named).__name__ == "Reading" or bool(text and adapter_file(text))
 
 
 def _model_of(reading: "Reading") -> ModelConfig:
@@ -245,9 +254,28 @@ def _setup(settings: Mapping[str, Any], model: ModelConfig, capability: tuple[in
     if model.attn in set(Attention):
         settings = {"attn": model.attn, **settings}
     method = TrainingSetup.from_dict({"method": settings.get("method")}).method
+    if stored := as_bitsandbytes_says(model.bitsandbytes):
+        if method is Method.FULL:
+            raise InputError(
+                f"the weights of {model.name} are quantised ({stored['quant']}), which cannot be trained themselves; "
+                "choose method qlora, or the model with its weights as they were before"
+            )
+        method = Method.QLORA
+        settings = {**settings, **stored, "method": method}
     return TrainingSetup.from_dict(
         with_defaults(settings, method=method, positions=model.positions, capability=capability)
     )
+
+
+def _without_effect(settings: Mapping[str, Any], model: ModelConfig) -> Iterator[str]:
+    """What was chosen of the quantisation, and is not so in a checkpoint that is quantised already.
+
+    Source: transformers ``AutoHfQuantizer.merge_quantization_configs``, which keeps that of the checkpoint.
+    """
+    for name, value in as_bitsandbytes_says(model.bitsandbytes).items():
+        chosen = settings.get(name, value)
+        if str(chosen).lower() != str(value).lower():
+            yield f"{name} {chosen} has no effect: the checkpoint is quantised already, with {value}"
 
 
 def _check_gpu(setup: TrainingSetup, device: Device | None) -> None:

@@ -908,6 +908,24 @@ def _of_stack(chosen: Mapping[str, Any], method: Method) -> Mapping[str, Any]:
     return defaults_of(stack, chosen, method)
 
 
+def as_bitsandbytes_says(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a transformers ``BitsAndBytesConfig`` that was written down; nothing where it quantises nothing.
+
+    Source: transformers ``utils/quantization_config.py``, whose defaults hold for what is not said.
+    """
+    if config.get("load_in_8bit"):
+        return {"quant": str(Quant.INT8)}
+    if not config.get("load_in_4bit"):
+        return {}
+    storage = str(config.get("bnb_4bit_quant_storage") or "uint8").removeprefix("torch.")
+    return {
+        "quant": str(config.get("bnb_4bit_quant_type", "fp4")),
+        "double_quant": bool(config.get("bnb_4bit_use_double_quant")),
+        "compute_dtype": str(config.get("bnb_4bit_compute_dtype") or "float32").removeprefix("torch."),
+        **({"quant_storage": storage} if storage in set(Dtype) else {}),
+    }
+
+
 def given(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that somebody chose: ``None`` is none."""
     return {name: value for name, value in settings.items() if value is not None}

@@ -52,6 +52,14 @@ class ModelConfig:
         return str(first or self.settings.get("model_type"))
 
     @property
+    def bitsandbytes(self) -> Mapping[str, Any]:
+        """The ``BitsAndBytesConfig`` that its weights were published with; nothing where they were with none."""
+        stored = self.settings.get("quantization_config")
+        if not isinstance(stored, Mapping) or stored.get("quant_method", "bitsandbytes") != "bitsandbytes":
+            return {}
+        return stored if stored.get("load_in_4bit") or stored.get("load_in_8bit") else {}
+
+    @property
     def text(self) -> Mapping[str, Any]:
         """The settings of the text model, which a model that reads more nests."""
         return self.settings.get("text_config") or self.settings
@@ -157,10 +165,30 @@ def _exists(path: Path) -> bool:
         return False
 
 
+def adapter_file(folder: str | Path) -> Path | None:
+    """The ``adapter_config.json`` of a folder that holds adapters and no model, as peft saves it; ``None`` elsewhere.
+
+    As with models, a shipped name comes before a folder.
+    """
+    text = str(folder)
+    path = _path(text)
+    file = path / "adapter_config.json"
+    if not _exists(file) or _exists(path / "config.json"):
+        return None
+    shipped = spellings().get(plain(text))
+    return None if shipped and text.lower() in map(str.lower, shipped.spellings) else file
+
+
 def _from_path(path: Path) -> ModelConfig:
     file = path / "config.json" if path.is_dir() else path
+    if path.suffix.lower() == ".gguf" or (path.is_dir() and not _exists(file) and any(path.glob("*.gguf"))):
+        raise ModelNotFound(
+            f"{path} holds weights as GGUF, which is for inference; give the model that they were made from"
+        )
     if not _exists(file):
         where = f"{path} has no config.json" if path.is_dir() else f"{path} does not exist"
+        if path.is_dir() and _exists(path / "tokenizer_config.json"):
+            where += ", it holds a tokenizer only"
         raise ModelNotFound(f"{where}; give a folder with a config.json, or the file itself")
     folder = str(file.parent) if file.name == "config.json" else None
     return _checked(ModelConfig(_name_of(path), "file", _read_config(file), folder))
@@ -240,6 +268,12 @@ def _checked(model: ModelConfig) -> ModelConfig:
         raise InputError(f"the config of {model.name} has architectures {named!r}; it must be a list of class names")
     if text is not None and not isinstance(text, dict):
         raise InputError(f"the config of {model.name} has text_config {text!r}; it must be an object")
+    skipped = model.bitsandbytes.get("llm_int8_skip_modules")
+    are_names = isinstance(skipped, list) and all(isinstance(s, str) and re.fullmatch(r"[\w.-]+", s) for s in skipped)
+    if skipped is not None and not are_names:
+        raise InputError(
+            f"the config of {model.name} has llm_int8_skip_modules {skipped!r:.100}; it must be a list of module names"
+        )
     for part in (settings, text or {}):
         for name in _RATES:
             rate = part.get(name, 0)

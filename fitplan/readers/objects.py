@@ -6,7 +6,7 @@ from typing import Any
 from fitplan.errors import InputError
 from fitplan.readers import huggingface
 from fitplan.readers.reading import Keys, Reading
-from fitplan.setup import Dtype, Method, Quant, Stack
+from fitplan.setup import Method, Stack, as_bitsandbytes_says
 
 _ARGUMENTS = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "activation_checkpointing",
@@ -80,16 +80,7 @@ def _adapters(keys: Keys, said: Mapping[str, Any], adapter: Mapping[str, Any]) -
 
 
 def _quantised(keys: Keys, said: Mapping[str, Any]) -> None:
-    if said.get("load_in_8bit"):
-        keys.settings["quant"] = Quant.INT8
-    elif said.get("load_in_4bit"):
-        keys.settings |= {
-            "quant": Quant(str(said.get("bnb_4bit_quant_type", "fp4"))),
-            "double_quant": bool(said.get("bnb_4bit_use_double_quant")),
-            "compute_dtype": str(said.get("bnb_4bit_compute_dtype", "float32")).removeprefix("torch."),
-        }
-        storage = str(said.get("bnb_4bit_quant_storage", "uint8")).removeprefix("torch.")
-        if storage in set(Dtype):
-            keys.settings["quant_storage"] = Dtype(storage)
-    else:
+    settings = as_bitsandbytes_says(said)
+    if not settings:
         raise InputError("quantization_config loads nothing in 4 or 8 bits; drop it")
+    keys.settings |= settings

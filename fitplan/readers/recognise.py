@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fitplan.configs.resolve import adapter_file
 from fitplan.errors import InputError
 from fitplan.readers import axolotl, huggingface, llamafactory, parallel, torchtune
 from fitplan.readers.load import MOST_BYTES, load
@@ -54,6 +55,8 @@ def reader_of(values: Mapping[str, Any]) -> tuple[str, Callable[[Keys], Reading]
 def read_training_file(named: Any) -> Reading | None:
     """The training file that is named; ``None`` where a model is: a name, a folder, a model's config.
 
+    A folder with adapters and no model is its ``adapter_config.json``.
+
     Raises:
         InputError: a file that is no model's config is none of a tool that is known here either, or is damaged.
         MissingDependency: PyYAML is not installed.
@@ -61,7 +64,7 @@ def read_training_file(named: Any) -> Reading | None:
     """
     if not isinstance(named, str | Path):
         return None
-    file = Path(named)
+    file = adapter_file(named) or Path(named)
     is_yaml = file.suffix.lower() in (".yaml", ".yml")
     try:
         if not is_yaml and not (file.suffix.lower() == ".json" and file.is_file()):

@@ -3,6 +3,7 @@
 import inspect
 import re
 import warnings
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -94,7 +95,7 @@ def _replace_linear_layers(model: PreTrainedModel, setup: TrainingSetup, place: 
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
     kind = Bnb8BitHfQuantizer if setup.quant is Quant.INT8 else Bnb4BitHfQuantizer
-    quantizer = kind(_bnb_config(setup), pre_quantized=False)
+    quantizer = kind(_bnb_config(setup, _left_plain(model.config)), pre_quantized=False)
     model.config.quantization_config = quantizer.quantization_config
     with interface_of("transformers"):
         quantizer._process_model_before_weight_loading(
@@ -114,14 +115,21 @@ def _replace_linear_layers(model: PreTrainedModel, setup: TrainingSetup, place: 
     setattr(model, "is_loaded_in_8bit" if eight_bit else "is_loaded_in_4bit", True)
 
 
-def _bnb_config(setup: TrainingSetup) -> Any:
+def _left_plain(config: PretrainedConfig) -> list[str] | None:
+    """The modules that a checkpoint which is quantised already leaves as they are; ``None`` where it names none."""
+    stored = getattr(config, "quantization_config", None)
+    return stored.get("llm_int8_skip_modules") if isinstance(stored, Mapping) else None
+
+
+def _bnb_config(setup: TrainingSetup, left_plain: list[str] | None) -> Any:
     if setup.quant is Quant.INT8:
-        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=left_plain)
     assert setup.compute_dtype is not None
     storage = {} if setup.quant_storage is None else {"bnb_4bit_quant_storage": TORCH_DTYPES[setup.quant_storage]}
     return transformers.BitsAndBytesConfig(
         **storage,
         load_in_4bit=True,
+        llm_int8_skip_modules=left_plain,
         bnb_4bit_quant_type=str(setup.quant),
         bnb_4bit_use_double_quant=setup.double_quant,
         bnb_4bit_compute_dtype=TORCH_DTYPES[setup.compute_dtype],

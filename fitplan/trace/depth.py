@@ -13,6 +13,7 @@ a layer takes from its neighbour (``~a0`` in the stretch of layer 1, say) is shi
 """
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,6 +63,8 @@ def shorten(config: Any, more_edge: int = 0) -> tuple[Any, dict[str, Depth]]:
     adds layers to both); two periods between, which are compared; and what brings the last kind of layer to the end.
     """
     short = copy.deepcopy(config)
+    if _names_layers(config):
+        return short, {}
     cut: dict[str, Depth] = {}
     names = [name for name in DEPTH_FIELDS if isinstance(getattr(config, name, None), int)]
     names = [name for name in names if name not in config.attribute_map] or names
@@ -92,8 +95,17 @@ def shorten_text(config: Any, more_edge: int = 0) -> tuple[Any, dict[str, Depth]
     if getattr(config, "text_config", None) is None:
         return shorten(config, more_edge)
     short = copy.deepcopy(config)
+    if _names_layers(config):
+        return short, {}
     short.text_config, cut = shorten(config.text_config, more_edge)
     return short, cut
+
+
+def _names_layers(config: Any) -> bool:
+    """Whether single layers are named that a quantised checkpoint leaves as they are: which repeat is not known."""
+    stored = getattr(config, "quantization_config", None)
+    skipped = stored.get("llm_int8_skip_modules") if isinstance(stored, dict) else None
+    return any(re.search(r"\.\d+(\.|$)", name) for name in skipped or ())
 
 
 def _may_be_set(config: Any, names: list[str]) -> bool:
