@@ -551,16 +551,22 @@ class Advice:
 
 
 def advise_on(
-    asked: TrainingSetup, fixed: frozenset[str], evaluate: Evaluate, device: Device, devices: tuple[Device, ...]
+    asked: TrainingSetup,
+    fixed: frozenset[str],
+    evaluate: Evaluate,
+    device: Device,
+    devices: tuple[Device, ...],
+    settled: frozenset[str] = frozenset(),
 ) -> Advice:
-    """All advice for one question."""
+    """All advice for one question; what is ``settled`` is so by the model, and is not let go."""
+    fixed, chosen = fixed | settled, fixed - settled
     advisor = Advisor(asked, fixed, evaluate, device)
     fix = advisor.smallest_fix()
     let_go: tuple[str, ...] = ()
     for names in LET_GO:
-        if fix is None and fixed & set(names):
-            fix = Advisor(asked, fixed - set(names), evaluate, device).smallest_fix()
-            let_go = tuple(sorted(fixed & set(names))) if fix else ()
+        if fix is None and chosen & set(names):
+            fix = Advisor(asked, fixed - chosen.intersection(names), evaluate, device).smallest_fix()
+            let_go = tuple(sorted(chosen & set(names))) if fix else ()
     if fix is None and advisor.as_asked.verdict.fit is Fit.DOES_NOT_FIT:
         fix = advisor.smallest_fix(_runs)
     levers, unknown = advisor.single_levers()

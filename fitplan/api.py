@@ -223,7 +223,9 @@ def advise(
     return AdviceReport(
         model=job.model,
         gpu=device,
-        advice=advise_on(asked.setup, frozenset(given(settings)), evaluate, device, known_devices()),
+        advice=advise_on(
+            asked.setup, frozenset(given(settings)), evaluate, device, known_devices(), settled=job.settled
+        ),
         source=asked.source,
         versions=asked.versions,
         warnings=notes_on(job.with_setup(asked.setup), asked.versions),
@@ -422,4 +424,4 @@ def _fix(job: TrainingJob, found: Answer, fixed: frozenset[str]) -> Proposal | N
     def evaluate(changed: TrainingSetup) -> MemoryEstimate | None:
         return found.estimate if changed == found.setup else known_estimate(job.with_setup(changed))
 
-    return Advisor(found.setup, fixed, evaluate, job.device).smallest_fix()
+    return Advisor(found.setup, fixed | job.settled, evaluate, job.device).smallest_fix()

@@ -91,6 +91,14 @@ def test_another_quantisation_has_no_effect_and_that_is_told(tmp_path: Path) -> 
     assert job.remarks == ("quant fp4 has no effect: the checkpoint is quantised already, with nf4",)
 
 
+def test_advice_leaves_what_the_checkpoint_settles(tmp_path: Path) -> None:
+    model = published(tmp_path, bnb_4bit_use_double_quant=False)
+    advice = fitplan.advise(model, vram="80GiB", method="lora", seq_len=8).advice
+    offered = [*advice.levers, *filter(None, (advice.fix, advice.best))]
+    assert offered
+    assert {(str(p.setup.method), p.setup.double_quant) for p in offered} == {("qlora", False)}
+
+
 def test_quantised_weights_are_not_trained_themselves(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be trained themselves; choose method qlora"):
         fitplan.check(published(tmp_path), method="full")

@@ -8,7 +8,7 @@ from fitplan.configs.resolve import ModelConfig
 from fitplan.devices.device import DEFAULT_CAPABILITY, Device
 from fitplan.footprint.recipe import Recipe, kernels_of, recipe_of, shape_of
 from fitplan.footprint.size import Shape
-from fitplan.setup import TrainingSetup
+from fitplan.setup import TrainingSetup, as_bitsandbytes_says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,12 @@ class TrainingJob:
     def kernels(self) -> str:
         """The class of GPUs that run the same kernels."""
         return kernels_of(self.capability)
+
+    @property
+    def settled(self) -> frozenset[str]:
+        """The settings that the model leaves no choice of."""
+        stored = as_bitsandbytes_says(self.model.bitsandbytes)
+        return frozenset(stored) | {"method", "quant_storage"} if stored else frozenset()
 
     def with_setup(self, setup: TrainingSetup) -> Self:
         """The same model on the same GPU, set up in another way."""

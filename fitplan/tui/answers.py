@@ -145,7 +145,8 @@ class Answers:
                 raise Superseded
             return asked.estimate if setup == asked.setup else known_estimate(job.with_setup(setup))
 
-        return advise_on(asked.setup, frozenset(), evaluate, self.device(question), known_devices())
+        device = self.device(question)
+        return advise_on(asked.setup, frozenset(), evaluate, device, known_devices(), settled=job.settled)
 
     def offers(self, question: Question, advice: Advice) -> tuple[Offer, ...]:
         """The advice as things to take, the most useful first."""
