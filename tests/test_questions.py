@@ -1,5 +1,7 @@
 """The page of questions is what is said today."""
 
+from pathlib import Path
+
 import pytest
 from families import first_difference
 from scripts import loaded
@@ -7,7 +9,8 @@ from scripts import loaded
 from fitplan.tracer import installed_versions
 
 
-def test_the_page_of_questions_is_what_is_said_today(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_questions_is_what_is_said_today(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # no record of another test
     questions = loaded("docs/questions.py")
     monkeypatch.setitem(__import__("sys").modules, "schemas", loaded("docs/schemas.py"))
     told = questions.PAGE.read_text(encoding="utf-8")
