@@ -261,9 +261,9 @@ def _setup(settings: Mapping[str, Any], model: ModelConfig, capability: tuple[in
                 "choose method qlora, or the model with its weights as they were before"
             )
         method = Method.QLORA
-        settings = {**settings, **stored, "method": method}
+        settings = {**settings, "quant_storage": None, **stored, "method": method}
     return TrainingSetup.from_dict(
-        with_defaults(settings, method=method, positions=model.positions, capability=capability)
+        with_defaults(given(settings), method=method, positions=model.positions, capability=capability)
     )
 
 
@@ -272,7 +272,8 @@ def _without_effect(settings: Mapping[str, Any], model: ModelConfig) -> Iterator
 
     Source: transformers ``AutoHfQuantizer.merge_quantization_configs``, which keeps that of the checkpoint.
     """
-    for name, value in as_bitsandbytes_says(model.bitsandbytes).items():
+    stored = as_bitsandbytes_says(model.bitsandbytes)
+    for name, value in ({"quant_storage": "uint8"} | stored if stored else {}).items():
         chosen = settings.get(name, value)
         if str(chosen).lower() != str(value).lower():
             yield f"{name} {chosen} has no effect: the checkpoint is quantised already, with {value}"

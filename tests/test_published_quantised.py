@@ -88,6 +88,9 @@ def test_the_settings_are_those_of_the_checkpoint(tmp_path: Path) -> None:
 def test_another_quantisation_has_no_effect_and_that_is_told(tmp_path: Path) -> None:
     job = Question(published(tmp_path), method="qlora", settings=(("quant", "fp4"), ("double_quant", True))).job()
     assert str(job.setup.quant) == "nf4"
+    stored = Question(published(tmp_path), method="qlora", settings=(("quant_storage", "bfloat16"),)).job()
+    assert stored.setup.quant_storage is None
+    assert stored.remarks == ("quant_storage bfloat16 has no effect: the checkpoint is quantised already, with uint8",)
     assert job.remarks == ("quant fp4 has no effect: the checkpoint is quantised already, with nf4",)
 
 

@@ -105,7 +105,7 @@ def _names_layers(config: Any) -> bool:
     """Whether single layers are named that a quantised checkpoint leaves as they are: which repeat is not known."""
     stored = getattr(config, "quantization_config", None)
     skipped = stored.get("llm_int8_skip_modules") if isinstance(stored, dict) else None
-    return any(re.search(r"\.\d+(\.|$)", name) for name in skipped or ())
+    return any(re.search(r"(^|\.)\d", name) for name in skipped or ())
 
 
 def _may_be_set(config: Any, names: list[str]) -> bool:
