@@ -263,7 +263,7 @@ def _setup(settings: Mapping[str, Any], model: ModelConfig, capability: tuple[in
         method = Method.QLORA
         settings = {**settings, "quant_storage": None, **stored, "method": method}
     return TrainingSetup.from_dict(
-        with_defaults(given(settings), method=method, positions=model.positions, capability=capability)
+        with_defaults(settings, method=method, positions=model.positions, capability=capability)
     )
 
 

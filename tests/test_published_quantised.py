@@ -107,10 +107,11 @@ def test_quantised_weights_are_not_trained_themselves(tmp_path: Path) -> None:
         fitplan.check(published(tmp_path), method="full")
 
 
+@pytest.mark.parametrize("how", ["bitsandbytes", "gptq"])
 @pytest.mark.parametrize("skipped", ["lm_head", [1], [["a"]], ["(a+)+$"], {"a": 1}])
-def test_modules_that_are_left_out_are_names(tmp_path: Path, skipped: Any) -> None:
+def test_modules_that_are_left_out_are_names(tmp_path: Path, skipped: Any, how: str) -> None:
     with pytest.raises(InputError, match="llm_int8_skip_modules"):
-        fitplan.check(published(tmp_path, llm_int8_skip_modules=skipped), method="qlora")
+        fitplan.check(published(tmp_path, quant_method=how, llm_int8_skip_modules=skipped), method="qlora")
 
 
 @pytest.mark.parametrize(

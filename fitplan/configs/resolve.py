@@ -119,7 +119,7 @@ def resolve_model(model: Any) -> ModelConfig:
     text = without_address(str(model))
     path = _path(text)
     shipped = spellings().get(plain(text))
-    if shipped is not None and (text.lower() in map(str.lower, shipped.spellings) or not _exists(path)):
+    if shipped is not None and (_is_shipped_name(text) or not _exists(path)):
         return ModelConfig(shipped.name, "shipped", shipped.config(), shipped.published(text), shipped.is_text_of_more)
     if not text.strip():
         raise ModelNotFound(
@@ -175,8 +175,13 @@ def adapter_file(folder: str | Path) -> Path | None:
     file = path / "adapter_config.json"
     if not _exists(file) or _exists(path / "config.json"):
         return None
+    return None if _is_shipped_name(text) else file
+
+
+def _is_shipped_name(text: str) -> bool:
+    """Whether it is a shipped model's name as it is written, not only another spelling of it."""
     shipped = spellings().get(plain(text))
-    return None if shipped and text.lower() in map(str.lower, shipped.spellings) else file
+    return shipped is not None and text.lower() in map(str.lower, shipped.spellings)
 
 
 def _from_path(path: Path) -> ModelConfig:
@@ -268,13 +273,14 @@ def _checked(model: ModelConfig) -> ModelConfig:
         raise InputError(f"the config of {model.name} has architectures {named!r}; it must be a list of class names")
     if text is not None and not isinstance(text, dict):
         raise InputError(f"the config of {model.name} has text_config {text!r}; it must be an object")
-    skipped = model.bitsandbytes.get("llm_int8_skip_modules")
-    are_names = isinstance(skipped, list) and all(isinstance(s, str) and re.fullmatch(r"[\w.-]+", s) for s in skipped)
-    if skipped is not None and not are_names:
-        raise InputError(
-            f"the config of {model.name} has llm_int8_skip_modules {skipped!r:.100}; it must be a list of module names"
-        )
     for part in (settings, text or {}):
+        stored = part.get("quantization_config")
+        skipped = stored.get("llm_int8_skip_modules") if isinstance(stored, Mapping) else None
+        if skipped is not None and not _are_module_names(skipped):
+            raise InputError(
+                f"the config of {model.name} has llm_int8_skip_modules {skipped!r:.100}; "
+                "it must be a list of module names"
+            )
         for name in _RATES:
             rate = part.get(name, 0)
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
@@ -294,6 +300,11 @@ def _checked(model: ModelConfig) -> ModelConfig:
         if value > _limit(name):
             raise InputError(f"the config of {model.name} has {name} {value}; it must be {_limit(name)} at most")
     return model
+
+
+def _are_module_names(value: Any) -> bool:
+    """Whether it is a list of names: transformers takes each for a regular expression, which a stranger wrote."""
+    return isinstance(value, list) and all(isinstance(s, str) and re.fullmatch(r"[\w.-]+", s) for s in value)
 
 
 def _integers(settings: Any) -> Iterator[tuple[str, int]]:
